@@ -1,0 +1,142 @@
+"""A box in a frame becomes the square picture that the hand network sees, and points travel both ways.
+
+A crop is the square around the box's centre with side ``CROP_SCALE`` times the box's longer side. Its coordinates
+are normalised to [-1, 1] over the square: ``x_n = (x_crop_px + 0.5) / (size / 2) - 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CROP_SCALE = 1.6
+"""Side of the square crop over the longer side of the tight box of the 21 projected keypoints."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square cut-out of a frame, resized to ``size`` x ``size`` and mirrored left to right if ``mirrored``.
+
+    ``center`` (x, y) and ``side_px`` are in pixels of the frame; ``size`` is the network's input in pixels.
+    """
+
+    center: tuple[float, float]
+    side_px: float
+    size: int
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in (*self.center, self.side_px)):
+            raise ValueError(f"a crop must be finite, but has centre {self.center} and side {self.side_px}")
+        if self.side_px <= 0.0 or self.size < 1:
+            raise ValueError(f"a crop needs a positive side and size, not {self.side_px} and {self.size}")
+
+    @classmethod
+    def from_box(
+        cls, box: ArrayLike, size: int, *, mirrored: bool = False, scale: float = CROP_SCALE
+    ) -> Crop:
+        """The crop around ``box`` (4,): x1, y1, x2, y2 of the tight keypoint box in pixels of the frame."""
+        x1, y1, x2, y2 = np.asarray(box, np.float64).tolist()
+        return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), scale * max(x2 - x1, y2 - y1), size, mirrored)
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(2, 3) map from pixels of the frame to pixels of the crop."""
+        zoom = self.size / self.side_px
+        middle = 0.5 * (self.size - 1)
+        zoom_x = -zoom if self.mirrored else zoom
+        return np.array(
+            [[zoom_x, 0.0, middle - zoom_x * self.center[0]], [0.0, zoom, middle - zoom * self.center[1]]]
+        )
+
+    @property
+    def inverse(self) -> NDArray[np.float64]:
+        """(2, 3) map from pixels of the crop to pixels of the frame."""
+        zoom = self.side_px / self.size
+        middle = 0.5 * (self.size - 1)
+        zoom_x = -zoom if self.mirrored else zoom
+        return np.array(
+            [[zoom_x, 0.0, self.center[0] - zoom_x * middle], [0.0, zoom, self.center[1] - zoom * middle]]
+        )
+
+    def to_crop(self, points_px: ArrayLike) -> NDArray[np.float64]:
+        """Pixels of the frame (..., 2) to normalised coordinates of the crop."""
+        return (np.asarray(points_px, np.float64) - self.center) / self._half_side
+
+    def to_frame(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Normalised coordinates of the crop (..., 2) to pixels of the frame."""
+        return np.asarray(points, np.float64) * self._half_side + self.center
+
+    def cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The crop (size, size, 3) of a frame (H, W, 3), black outside the frame.
+
+        Where the frame is shrunk more than twice its pixels are first averaged in whole blocks, so that fine
+        texture does not turn into noise.
+        """
+        import cv2
+
+        block = int(self.side_px / self.size)
+        affine = self.affine
+        if block >= 2:
+            frame, low = _average_blocks(frame, self.center, self.side_px, block)
+            # Pixel i of the averaged picture is centred at low + block * i + (block - 1) / 2 of the frame.
+            affine[:, 2] += affine[:, :2] @ (np.asarray(low) + 0.5 * (block - 1))
+            affine[:, :2] *= block
+        if frame.size == 0:
+            return np.zeros((self.size, self.size, 3), np.uint8)
+        picture = cv2.warpAffine(
+            np.ascontiguousarray(frame), affine, (self.size, self.size), flags=cv2.INTER_LINEAR
+        )
+        return np.asarray(picture, np.uint8)
+
+    @property
+    def _half_side(self) -> NDArray[np.float64]:
+        half = 0.5 * self.side_px
+        return np.array([-half if self.mirrored else half, half])
+
+
+def _average_blocks(
+    frame: NDArray[np.uint8], center: tuple[float, float], side_px: float, block: int
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The frame around ``center`` averaged over ``block`` x ``block`` pixels, and the x, y of its first pixel.
+
+    The blocks' grid hangs on the centre and not on the frame, so a mirrored frame gives the mirrored picture.
+    """
+    import cv2
+
+    count = math.ceil(side_px / block) + 2
+    lows, spans = [], []
+    for middle, length in zip(center, (frame.shape[1], frame.shape[0]), strict=True):
+        start = round(middle + 0.5 - 0.5 * count * block)
+        first = max(0, math.ceil(-start / block))
+        last = max(first, min(count, (length - start) // block))
+        lows.append(start + first * block)
+        spans.append(last - first)
+    (x, y), (columns, rows) = lows, spans
+    if columns == 0 or rows == 0:
+        return np.zeros((0, 0, 3), np.uint8), (0, 0)
+    region = np.ascontiguousarray(frame[y : y + rows * block, x : x + columns * block])
+    averaged = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(averaged, np.uint8), (x, y)
+
+
+def view_rotation(ray: ArrayLike) -> NDArray[np.float64]:
+    """The smallest rotation (..., 3, 3) that takes the optical axis (0, 0, 1) to the direction of ``ray`` (..., 3).
+
+    The network describes a hand in a virtual camera looking along the ray through the crop's centre; this rotation
+    leads back: ``v_cam = view_rotation(ray) @ v_virtual``. Rodrigues' formula about ``z x ray``. Raises ``ValueError``
+    for rays that are zero, not finite or point straight backwards.
+    """
+    ray = np.asarray(ray, np.float64)
+    length = np.linalg.norm(ray, axis=-1, keepdims=True)
+    if not (np.isfinite(length).all() and (length > 0.0).all()):
+        raise ValueError("a view ray must be finite and not zero")
+    x, y, z = np.moveaxis(ray / length, -1, 0)
+    if (z <= -1.0 + 1e-9).any():
+        raise ValueError("a view ray points straight backwards: no rotation from the optical axis is the smallest")
+    k = 1.0 / (1.0 + z)
+    rows = [[1.0 - k * x * x, -k * x * y, x], [-k * x * y, 1.0 - k * y * y, y], [-x, -y, z]]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)

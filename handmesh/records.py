@@ -1,0 +1,314 @@
+"""The values that cross the project's borders: frames, cameras, detections and hand meshes.
+
+Conventions everywhere: RGB ``uint8`` frames, metres, radians, pixels with integer centres (the centre of
+pixel (0, 0) lies at (0, 0)), camera axes x right, y down, z forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import trimesh
+
+Side = Literal["left", "right"]
+
+DEFAULT_FOV_DEG = 60.0
+"""Field of view taken across a frame's longer side where no intrinsics are known: typical of webcams."""
+
+
+def other_side(side: Side) -> Side:
+    """Left for right and right for left."""
+    return "left" if side == "right" else "right"
+
+
+def check_side(side: object, name: str = "side") -> None:
+    """Raise ``ValueError`` unless ``side`` is "left" or "right"."""
+    if side not in get_args(Side):
+        raise ValueError(f'{name} must be "left" or "right", not {side!r}')
+
+
+def check_frame(frame: object) -> NDArray[np.uint8]:
+    """The frame itself if it is an (H, W, 3) ``uint8`` picture with at least one pixel.
+
+    Raises ``TypeError`` for what is no array and ``ValueError`` for an array of another kind, saying how to convert it.
+    """
+    if frame is None:
+        raise TypeError("the frame is None: the picture or the camera could not be read; check its path or index")
+    if not isinstance(frame, np.ndarray):
+        raise TypeError(f"the frame must be a numpy array (H, W, 3) of uint8, not {type(frame).__name__}")
+    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+        raise ValueError(
+            f"the frame must be RGB (H, W, 3) but is grayscale {frame.shape}: "
+            "convert it with cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)"
+        )
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise ValueError(
+            f"the frame must be RGB (H, W, 3) but has four channels {frame.shape}: drop alpha with frame[..., :3]"
+        )
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"the frame must be RGB (H, W, 3), one picture at a time; it has shape {frame.shape}")
+    if frame.dtype != np.uint8:
+        raise ValueError(
+            f"the frame must be uint8 (0 to 255) but is {frame.dtype}: "
+            "for values from 0 to 1 use (frame * 255).round().astype(np.uint8)"
+        )
+    if frame.size == 0:
+        raise ValueError(f"the frame has no pixels: its shape is {frame.shape}")
+    return frame
+
+
+def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, name: str) -> NDArray[Any]:
+    """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``."""
+    array = np.asarray(value, dtype).view()
+    if array.ndim != len(shape) or any(
+        want not in (None, have) for want, have in zip(shape, array.shape, strict=True)
+    ):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} must have shape ({wanted}) but has {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite but holds NaN or infinity")
+    array.flags.writeable = False
+    return array
+
+
+def check_box(box: ArrayLike, name: str = "box") -> NDArray[np.float64]:
+    """``box`` as a read-only (4,) array x1, y1, x2, y2 in pixels with x1 < x2 and y1 < y2, or ``ValueError``."""
+    array = frozen_array(box, (4,), np.float64, name)
+    if array[0] >= array[2] or array[1] >= array[3]:
+        raise ValueError(
+            f"{name} must be x1, y1, x2, y2 with x1 < x2 and y1 < y2 (not x, y, width, height), "
+            f"but is {array.tolist()}"
+        )
+    return array
+
+
+def box_of_points(points: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Tight axis-aligned box x1, y1, x2, y2 (..., 4) of points (..., N, 2)."""
+    return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1).astype(np.float64)
+
+
+def box_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Intersection over union of boxes (..., 4) with boxes (..., 4), broadcast: (...)."""
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    overlap = np.prod(np.maximum(high - low, 0.0), axis=-1)
+    areas = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1)
+    return overlap / np.maximum(areas - overlap, 1e-12)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion: focal lengths and centre in pixels of a ``width`` x ``height`` frame.
+
+    ``assumed`` is true where nobody measured the intrinsics: then depths hold only up to the guessed focal length.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    assumed: bool = False
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in ("fx", "fy", "cx", "cy", "width", "height")}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"Camera.{name} must be a finite number of pixels but is {value}")
+        if self.fx <= 0 or self.fy <= 0:
+            raise ValueError(f"Camera.fx and fy must be positive but are {self.fx} and {self.fy}")
+        for name in ("width", "height"):
+            if values[name] != int(values[name]) or values[name] < 1:
+                raise ValueError(f"Camera.{name} must be a positive whole number but is {values[name]}")
+
+    @classmethod
+    def from_fov(cls, width: int, height: int, fov_deg: float = DEFAULT_FOV_DEG) -> Camera:
+        """An assumed camera with square pixels, centred, of field of view ``fov_deg`` across the longer side."""
+        if not 0.0 < fov_deg < 180.0:
+            raise ValueError(f"fov_deg must lie between 0 and 180 degrees but is {fov_deg}")
+        focal = 0.5 * max(width, height) / math.tan(0.5 * math.radians(fov_deg))
+        return cls(focal, focal, 0.5 * (width - 1), 0.5 * (height - 1), width, height, assumed=True)
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """Intrinsics K (3, 3)."""
+        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
+
+    def project(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Points (..., 3) in camera axes to pixels (..., 2). Points at or behind the camera plane give NaN."""
+        points = np.asarray(points, np.float64)
+        z = np.where(points[..., 2:] > 0.0, points[..., 2:], np.nan)
+        return points[..., :2] / z * (self.fx, self.fy) + (self.cx, self.cy)
+
+    def rays(self, points_px: ArrayLike) -> NDArray[np.float64]:
+        """Pixels (..., 2) to rays (..., 3) of depth 1, so that ``project(depth * rays(p)) == p``."""
+        xy = (np.asarray(points_px, np.float64) - (self.cx, self.cy)) / (self.fx, self.fy)
+        return np.concatenate([xy, np.ones_like(xy[..., :1])], axis=-1)
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same camera when its frames are resized to ``width`` x ``height``."""
+        sx, sy = width / self.width, height / self.height
+        return Camera(
+            self.fx * sx,
+            self.fy * sy,
+            (self.cx + 0.5) * sx - 0.5,
+            (self.cy + 0.5) * sy - 0.5,
+            width,
+            height,
+            self.assumed,
+        )
+
+    def mirrored(self) -> Camera:
+        """The camera that sees the mirrored frame ``frame[:, ::-1]``."""
+        return Camera(
+            self.fx, self.fy, self.width - 1 - self.cx, self.cy, self.width, self.height, self.assumed
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A hand found in a frame: the tight box (4,) of its 21 keypoints (x1, y1, x2, y2 px), side and score 0 to 1."""
+
+    box: NDArray[np.float64]
+    side: Side
+    score: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box", check_box(self.box, "Detection.box"))
+        check_side(self.side, "Detection.side")
+        _check_probability(self.score, "Detection.score")
+
+
+@dataclass(frozen=True, eq=False)
+class PosedHand:
+    """A hand of either side about its own wrist: pose, shape and the surface they give.
+
+    ``rotations`` (16, 3, 3) in MANO's joint order (the first is global, the others relative to the parent),
+    ``betas`` (10,), ``vertices`` (V, 3) and ``joints`` (21, 3) in metres from the wrist, ``faces`` (F, 3) wound
+    so that normals point outwards.
+    """
+
+    rotations: NDArray[np.floating]
+    betas: NDArray[np.floating]
+    vertices: NDArray[np.floating]
+    joints: NDArray[np.floating]
+    faces: NDArray[np.int32]
+
+    def mirrored(self) -> PosedHand:
+        """The same hand seen in a mirror, x to -x: the one place where left hands become right ones and back.
+
+        With M = diag(-1, 1, 1), points go to M p and rotations to M R M, which turns a rotation vector (x, y, z) into
+        (x, -y, -z). Betas stay. A mirror turns a surface inside out, so each face is wound the other way.
+        """
+        return PosedHand(
+            rotations=self.rotations * _MIRROR_ROTATION.astype(self.rotations.dtype),
+            betas=self.betas,
+            vertices=self.vertices * _MIRROR_POINT.astype(self.vertices.dtype),
+            joints=self.joints * _MIRROR_POINT.astype(self.joints.dtype),
+            faces=np.ascontiguousarray(self.faces[:, ::-1]),
+        )
+
+    def rotated(self, rotation: NDArray[np.floating]) -> PosedHand:
+        """The hand turned as a whole about its wrist by ``rotation`` (3, 3)."""
+        return PosedHand(
+            rotations=np.concatenate([(rotation @ self.rotations[0])[None], self.rotations[1:]]),
+            betas=self.betas,
+            vertices=self.vertices @ rotation.T.astype(self.vertices.dtype),
+            joints=self.joints @ rotation.T.astype(self.joints.dtype),
+            faces=self.faces,
+        )
+
+
+_MIRROR_POINT = np.array([-1.0, 1.0, 1.0])
+_MIRROR_ROTATION = np.outer(_MIRROR_POINT, _MIRROR_POINT)
+
+
+@dataclass(frozen=True, eq=False)
+class HandMesh:
+    """One hand of one frame. Arrays are read-only; keypoints in FreiHAND's order, rotations in MANO's.
+
+    A point p of ``vertices`` or ``joints`` lies at ``p + translation`` in the camera.
+    """
+
+    side: Side
+    score: float
+    """Probability, 0 to 1, that the crop holds a hand."""
+    box: NDArray[np.float64]
+    """(4,) x1, y1, x2, y2 px: tight box of ``joints_2d``."""
+    vertices: NDArray[np.float32]
+    """(V, 3) metres in camera axes, relative to the wrist."""
+    joints: NDArray[np.float32]
+    """(21, 3) metres in camera axes, relative to the wrist."""
+    translation: NDArray[np.float32]
+    """(3,) metres: the wrist in the camera."""
+    joints_2d: NDArray[np.float32]
+    """(21, 2) px."""
+    global_orient: NDArray[np.float32]
+    """(3,) rotation vector of the wrist in camera axes, of a left-hand model for left hands."""
+    hand_pose: NDArray[np.float32]
+    """(15, 3) rotation vectors relative to the parent joint, the full pose (no mean to add)."""
+    betas: NDArray[np.float32]
+    """(10,) shape coefficients in standard deviations."""
+    faces: NDArray[np.int32] = field(repr=False)
+    """(F, 3) vertex indices, wound so that normals point outwards on both sides' hands."""
+    camera: Camera
+    """The camera used for ``translation``; ``camera.assumed`` says that nobody gave it."""
+    side_score: float = 1.0
+    """Probability, 0 to 1, that ``side`` is right as the network sees it."""
+    track_id: int | None = None
+    """The same number for the same hand in a video; ``None`` for single frames."""
+
+    def __post_init__(self) -> None:
+        check_side(self.side, "HandMesh.side")
+        _check_probability(self.score, "HandMesh.score")
+        _check_probability(self.side_score, "HandMesh.side_score")
+        if not isinstance(self.camera, Camera):
+            raise TypeError(f"HandMesh.camera must be a Camera, not {type(self.camera).__name__}")
+        object.__setattr__(self, "box", check_box(self.box, "HandMesh.box"))
+        for name, shape in _HAND_SHAPES.items():
+            array = frozen_array(getattr(self, name), shape, np.float32, f"HandMesh.{name}")
+            object.__setattr__(self, name, array)
+        faces = frozen_array(self.faces, (None, 3), np.int32, "HandMesh.faces")
+        object.__setattr__(self, "faces", faces)
+        if faces.size and not 0 <= faces.min() <= faces.max() < len(self.vertices):
+            raise ValueError(
+                f"HandMesh.faces index vertices {faces.min()} to {faces.max()}, but there are {len(self.vertices)}"
+            )
+
+    def to_trimesh(self) -> trimesh.Trimesh:
+        """The surface where it stands in the camera: metres, x right, y down, z forward."""
+        import trimesh
+
+        return trimesh.Trimesh(self.vertices + self.translation, self.faces, process=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the hand in the format of the suffix: .glb, .obj, .ply, .json or .npz.
+
+        Raises ``ValueError`` for another suffix.
+        """
+        from handmesh.export import export_hand
+
+        export_hand(self, path)
+
+
+_HAND_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "vertices": (None, 3),
+    "joints": (21, 3),
+    "translation": (3,),
+    "joints_2d": (21, 2),
+    "global_orient": (3,),
+    "hand_pose": (15, 3),
+    "betas": (10,),
+}
+
+
+def _check_probability(value: float, name: str) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1 but is {value}")
