@@ -1,0 +1,275 @@
+"""From an annotated image to a training target: a tracker-like crop, new backgrounds, what cameras do to pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from handmesh.crop import CROP_SCALE, view_rotation
+from handmesh.datasets.sample import HandSample, Target
+
+MASK_STRIDE = 8
+_MIRROR = np.diag([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How far training crops stray from the ideal one. Probabilities unless a unit is given."""
+
+    scale_range: tuple[float, float] = (0.78, 1.28)  # factor on CROP_SCALE
+    shift: float = 0.06  # standard deviation, box sides
+    turn_deg: float = 12.0  # standard deviation
+    large_turn: float = 0.1  # turn by any angle
+    keep_left: float = 0.08  # show the hand mirrored, so that `right` is 0
+    new_background: float = 0.7
+    occluder: float = 0.2
+    colour: float = 1.0
+    grey: float = 0.05
+    blur: float = 0.3
+    noise: float = 0.35
+    jpeg: float = 0.4
+
+
+NO_AUGMENT = AugmentConfig((1.0, 1.0), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class ImagePool:
+    """Photos to cut random patches from, as backgrounds, occluders and crops without a hand."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        """`images`: (H, W, 3) uint8 RGB each, any size; may be empty, then patches are procedural."""
+        self.images = images
+
+    def patch(self, rng: np.random.Generator, size: int, *, smallest: float = 0.2) -> np.ndarray:
+        """A random, turned and mirrored square of a random photo, (size, size, 3) uint8.
+
+        `smallest` is the least side of the square as a share of the photo's shorter side.
+        """
+        if not self.images or rng.random() < 0.15:
+            return procedural_patch(rng, size)
+        image = self.images[rng.integers(len(self.images))]
+        height, width = image.shape[:2]
+        side = min(height, width) * np.exp(rng.uniform(np.log(smallest), 0.0))
+        cx, cy = (rng.uniform(side / 2, max(extent - side / 2, side / 2 + 1e-3)) for extent in (width, height))
+        to_patch = crop_affine((cx, cy), side, size, turn=rng.normal(0, 0.3), mirrored=rng.random() < 0.5)
+        return cv2.warpAffine(image, to_patch, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def procedural_patch(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Colour gradients, shapes and stripes, (size, size, 3) uint8."""
+    cells = int(rng.integers(2, 7))
+    coarse = rng.normal(size=(cells, cells, 3)).astype(np.float32) * rng.uniform(5, 60) + rng.uniform(0, 255, 3)
+    patch = np.ascontiguousarray(cv2.resize(coarse.astype(np.float32), (size, size)).clip(0, 255).astype(np.uint8))
+    for _ in range(rng.integers(0, 8)):
+        colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
+        x, y = (int(v) for v in rng.uniform(0, size, 2))
+        w, h = (int(v) for v in rng.uniform(2, size / 2, 2))
+        kind = rng.integers(3)
+        if kind == 0:
+            cv2.rectangle(patch, (x, y), (x + w, y + h), colour, -1)
+        elif kind == 1:
+            cv2.ellipse(patch, (x, y), (w, h), rng.uniform(0, 180), 0, 360, colour, -1)
+        else:
+            cv2.line(patch, (x, y), (x + 4 * w - size, y + 4 * h - size), colour, int(rng.integers(1, 16)))
+    return cv2.GaussianBlur(patch, (0, 0), rng.uniform(0.3, 3)) if rng.random() < 0.5 else patch
+
+
+def crop_affine(
+    centre: tuple[float, float], side: float, size: int, *, turn: float = 0.0, mirrored: bool = False
+) -> np.ndarray:
+    """The affine map (2, 3) from image pixels to the pixels of a square crop, turned by `turn` rad (x towards y)."""
+    scale = size / side
+    cos, sin = scale * np.cos(turn), scale * np.sin(turn)
+    linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    return np.concatenate([linear, ((size - 1) / 2 - linear @ np.asarray(centre))[:, None]], 1)
+
+
+def make_target(
+    sample: HandSample, size: int, config: AugmentConfig, pool: ImagePool, rng: np.random.Generator
+) -> Target:
+    """Cut, mirror, turn and degrade one sample into a training target of `size` px."""
+    low, high = sample.joints_2d.min(0), sample.joints_2d.max(0)
+    box_side = float(max(high - low))
+    centre = (low + high) / 2 + rng.normal(0, 1, 2) * config.shift * box_side
+    side = box_side * CROP_SCALE * rng.uniform(*config.scale_range)
+    turn = np.radians(rng.normal(0, config.turn_deg))
+    if rng.random() < config.large_turn:
+        turn = rng.uniform(-np.pi, np.pi)
+    keep_left = rng.random() < config.keep_left
+    mirrored = (sample.side == "left") != keep_left
+    to_crop = crop_affine((centre[0], centre[1]), side, size, turn=turn, mirrored=mirrored)
+
+    image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)
+    if rng.random() < config.occluder:
+        image, mask = _occlude(image, mask, pool, rng)
+    image = degrade(image, config, rng)
+
+    joints_px = sample.joints_2d @ to_crop[:, :2].T + to_crop[:, 2]
+    T_crop_cam = _view_change(sample, centre, turn)
+    known_3d = sample.joints is not None and not keep_left
+    posed = known_3d and sample.rotations is not None and sample.betas is not None
+    rotations = np.tile(np.eye(3), (16, 1, 1))
+    if posed:
+        assert sample.rotations is not None
+        rotations = sample.rotations.astype(np.float64)
+        if sample.side == "left":
+            rotations = _MIRROR @ rotations @ _MIRROR
+        rotations = np.concatenate([T_crop_cam[None] @ rotations[:1], rotations[1:]])
+    joints = np.zeros((21, 3))
+    if known_3d:
+        assert sample.joints is not None
+        joints = (sample.joints @ (_MIRROR if sample.side == "left" else np.eye(3))) @ T_crop_cam.T
+    return Target(
+        crop=image,
+        joints_2d=(joints_px + 0.5) * (2 / size) - 1,
+        joints=joints,
+        rotations=rotations,
+        betas=sample.betas if posed and sample.betas is not None else np.zeros(10),
+        mask=np.zeros((size // MASK_STRIDE,) * 2) if mask is None else _shrink(mask, size // MASK_STRIDE) / 255.0,
+        presence=1.0,
+        right=0.0 if keep_left else 1.0,
+        weight_2d=sample.trust_2d,
+        weight_3d=sample.trust_3d if known_3d else 0.0,
+        weight_parameters=1.0 if posed else 0.0,
+        weight_mask=0.0 if mask is None else 1.0,
+        weight_right=1.0,
+    )
+
+
+def make_negative(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> Target:
+    """A crop without any hand."""
+    cells = size // MASK_STRIDE
+    return Target(
+        crop=degrade(pool.patch(rng, size, smallest=0.15), config, rng),
+        joints_2d=np.zeros((21, 2)),
+        joints=np.zeros((21, 3)),
+        rotations=np.tile(np.eye(3), (16, 1, 1)),
+        betas=np.zeros(10),
+        mask=np.zeros((cells, cells)),
+        presence=0.0,
+        right=0.0,
+        weight_2d=0.0,
+        weight_3d=0.0,
+        weight_parameters=0.0,
+        weight_mask=1.0,
+        weight_right=0.0,
+    )
+
+
+def _view_change(sample: HandSample, centre: np.ndarray, turn: float) -> np.ndarray:
+    """Rotation (3, 3) from (mirrored, for a left hand) camera axes to the crop's virtual camera, turned by `turn`."""
+    cos, sin = np.cos(turn), np.sin(turn)
+    T_turned_view = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    if sample.intrinsics is None:
+        return T_turned_view
+    ray = np.linalg.solve(sample.intrinsics, np.array([centre[0], centre[1], 1.0]))
+    if sample.side == "left":
+        ray = _MIRROR @ ray
+    return T_turned_view @ view_rotation(ray).T
+
+
+def _cut_layers(
+    sample: HandSample,
+    to_crop: np.ndarray,
+    size: int,
+    config: AugmentConfig,
+    pool: ImagePool,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The crop's pixels, on a new background now and then, and its hand mask."""
+
+    def cut(layer: np.ndarray, border: int) -> np.ndarray:
+        return cv2.warpAffine(layer, to_crop, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+
+    source, matrix_scale = sample.image, np.hypot(*to_crop[:, 0])
+    if matrix_scale < 0.5:  # twice or more too fine: average first, or thin fingers break up
+        source = cv2.blur(source, (round(1 / matrix_scale),) * 2)
+    image = cut(source, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
+    mask = None if sample.mask is None else cut(sample.mask, cv2.BORDER_CONSTANT)
+    if sample.alpha is not None and rng.random() < config.new_background:
+        opacity = cut(sample.alpha, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
+        background = pool.patch(rng, size)
+        if rng.random() < 0.25:
+            background = cv2.GaussianBlur(background, (0, 0), rng.uniform(0.5, 4))
+        replicated = cut(source, cv2.BORDER_REPLICATE)
+        image = (replicated * opacity + background * (1 - opacity)).astype(np.uint8)
+    return image, mask
+
+
+def _occlude(
+    image: np.ndarray, mask: np.ndarray | None, pool: ImagePool, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Paste a rod, card or blob of some photo over the crop."""
+    size = len(image)
+    shape = np.zeros((size, size), np.uint8)
+    centre = tuple(float(v) for v in rng.uniform(0.1, 0.9, 2) * size)
+    extent = (float(rng.uniform(0.06, 0.25) * size), float(rng.uniform(0.1, 0.6) * size))
+    angle = float(rng.uniform(0, 180))
+    if rng.random() < 0.6:
+        cv2.fillPoly(shape, [cv2.boxPoints((centre, extent, angle)).astype(np.int32)], 255)
+    else:
+        axes = (int(extent[0] * 0.6) + 1, int(extent[1] * 0.5) + 1)
+        cv2.ellipse(shape, (int(centre[0]), int(centre[1])), axes, angle, 0, 360, 255, -1)
+    opacity = cv2.GaussianBlur(shape, (3, 3), 0.7).astype(np.float32)[..., None] * (1 / 255)
+    image = (image * (1 - opacity) + pool.patch(rng, size) * opacity).astype(np.uint8)
+    return image, None if mask is None else np.where(shape > 0, np.uint8(0), mask)
+
+
+def degrade(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """What light, lens, sensor and codec do: colour, blur, low resolution, noise, JPEG. (S, S, 3) uint8 in and out."""
+    size = len(image)
+    if rng.random() < config.grey:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if rng.random() < config.colour:
+        image = _shift_colours(image, rng)
+    if rng.random() < config.blur:
+        image = _blur(image, rng)
+    if rng.random() < config.noise:
+        noise = np.empty_like(image, np.int16)
+        cv2.randn(noise, 0, float(rng.uniform(1, 12)))
+        if rng.random() < 0.5:  # demosaicing and codecs leave coarse grain
+            noise = cv2.resize(np.ascontiguousarray(noise[::2, ::2]), (size, size))
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+    if rng.random() < config.jpeg:
+        quality = int(rng.integers(25, 92))
+        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    return image
+
+
+def _shift_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, contrast, gamma, white balance and saturation."""
+    if rng.random() < 0.4:
+        keep = rng.uniform(0.2, 1.5)
+        luma = np.array([0.299, 0.587, 0.114])
+        image = cv2.transform(image, np.eye(3) * keep + (1 - keep) * luma[None])
+    levels = np.arange(256.0)[:, None]
+    mean = float(image[::4, ::4].mean())
+    levels = (levels - mean) * np.exp(rng.normal(0, 0.15)) + mean * np.exp(rng.normal(0, 0.25))
+    levels = levels * np.exp(rng.normal(0, 0.07, 3)) + rng.normal(0, 5)
+    if rng.random() < 0.4:
+        levels = 255 * (levels.clip(0, 255) / 255) ** np.exp(rng.normal(0, 0.3))
+    return cv2.LUT(image, levels.clip(0, 255).astype(np.uint8)[:, None, :])
+
+
+def _blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Focus blur, motion blur, or a low-resolution source."""
+    size = len(image)
+    kind = rng.random()
+    if kind < 0.4:
+        return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.8) * size / 128)
+    if kind < 0.65:
+        length = int(rng.integers(3, max(4, 10 * size // 128)))
+        kernel = np.zeros((length, length), np.float32)
+        angle, middle = rng.uniform(0, np.pi), (length - 1) / 2
+        dx, dy = middle * np.cos(angle), middle * np.sin(angle)
+        ends = [(round(middle + s * dx), round(middle + s * dy)) for s in (-1, 1)]
+        cv2.line(kernel, ends[0], ends[1], 1.0, 1)
+        return cv2.filter2D(image, -1, kernel / kernel.sum())
+    low = int(rng.integers(size * 3 // 10, size * 9 // 10))
+    return cv2.resize(_shrink(image, low), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _shrink(image: np.ndarray, size: int) -> np.ndarray:
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,94 @@
+"""Training batches drawn from several datasets. Batch `step` of a worker depends on the seed alone: resume is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from handmesh.datasets.augment import AugmentConfig, ImagePool, make_negative, make_target
+from handmesh.datasets.sample import Batch, HandSample, collate
+
+
+class HandDataset(Protocol):
+    """Anything with a length that gives annotated hands by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> HandSample: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets with their shares of a batch; what is left of 1 are crops without a hand."""
+
+    datasets: Sequence[HandDataset]
+    shares: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.datasets) != len(self.shares) or min(self.shares, default=0) < 0 or sum(self.shares) > 1 + 1e-9:
+            raise ValueError(
+                f"{len(self.datasets)} datasets need as many shares with a sum of at most 1: {self.shares}"
+            )
+        for dataset in self.datasets:
+            if len(dataset) == 0:
+                raise ValueError(f"{dataset} is empty")
+
+
+class BatchStream(Dataset[Batch]):
+    """Map from step to batch; give it to a DataLoader with `batch_size=None`."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        pool: ImagePool,
+        *,
+        batch_size: int,
+        size: int,
+        augment: AugmentConfig,
+        seed: int,
+        rank: int,
+        steps: int,
+    ) -> None:
+        self.mixture, self.pool, self.augment = mixture, pool, augment
+        self.batch_size, self.size, self.seed, self.rank, self.steps = batch_size, size, seed, rank, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, self.rank, step])
+        cv2.setRNGSeed(int(rng.integers(2**31 - 1)))
+        edges = np.cumsum(self.mixture.shares)
+        targets = []
+        for _ in range(self.batch_size):
+            kind = int(np.searchsorted(edges, rng.random(), side="right"))
+            if kind == len(edges):
+                targets.append(make_negative(self.pool, self.size, self.augment, rng))
+            else:
+                dataset = self.mixture.datasets[kind]
+                sample = dataset[int(rng.integers(len(dataset)))]
+                targets.append(make_target(sample, self.size, self.augment, self.pool, rng))
+        return collate(targets)
+
+
+def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:
+    """Read every image under `folders`, shrunk to `longest_px`. Raises FileNotFoundError for a missing folder."""
+    images = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder of background images at {folder}")
+        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+            if image is None:
+                continue
+            shrink = longest_px / max(image.shape[:2])
+            if shrink < 1:
+                image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+            images.append(image)
+    return ImagePool(images)

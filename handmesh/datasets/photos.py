@@ -1,0 +1,95 @@
+"""Real photos whose keypoints another hand tracker labelled, for training and validation without a motion-capture rig.
+
+A folder holds images and `labels.json`: per file name `hands`, a list of `side`, `kp2d` (21, 2) px, `kp3d` (21, 3) m
+from the wrist in image axes, and `spread`, the labeller's disagreement with itself as a share of the hand's size.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from handmesh.crop import CROP_SCALE
+from handmesh.datasets.sample import HandSample
+from handmesh.records import Side
+
+_log = logging.getLogger(__name__)
+
+SURE_SPREAD, WRONG_SPREAD = (
+    0.02,
+    0.05,
+)  # labels are trusted fully below the first, not at all above the second
+_REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
+_REGION_PX = 320
+
+
+@dataclass(frozen=True)
+class _Hand:
+    region: np.ndarray  # (h, w, 3) uint8 RGB cut-out of the photo
+    joints_2d: np.ndarray  # px of the region
+    joints: np.ndarray | None  # (21, 3) m from the wrist
+    side: Side
+    trust: float
+
+
+class PhotoDataset:
+    """Labelled hands of photo folders, kept in memory as cut-outs of at most 320 px."""
+
+    def __init__(self, folders: list[Path], *, distorted: frozenset[str] = frozenset()) -> None:
+        """`distorted` names folders whose images were stretched: their 3D labels are not used.
+
+        Raises FileNotFoundError for a folder without labels.
+        """
+        self.hands: list[_Hand] = []
+        for folder in folders:
+            labels = folder / "labels.json"
+            if not labels.is_file():
+                raise FileNotFoundError(f"no labels.json in {folder}")
+            entries = json.loads(labels.read_text())
+            before = len(self.hands)
+            for name, entry in sorted(entries.items()):
+                image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+                if image is None:
+                    raise ValueError(f"cannot read image {folder / name}")
+                for hand in entry["hands"]:
+                    if hand["spread"] < WRONG_SPREAD:
+                        self.hands.append(_cut_out(image, hand, keep_3d=folder.name not in distorted))
+            _log.info("%s: %d hands", folder.name, len(self.hands) - before)
+
+    def __len__(self) -> int:
+        return len(self.hands)
+
+    def __getitem__(self, index: int) -> HandSample:
+        hand = self.hands[index]
+        return HandSample(
+            image=hand.region,
+            joints_2d=hand.joints_2d,
+            side=hand.side,
+            joints=hand.joints,
+            trust_2d=hand.trust,
+            trust_3d=hand.trust,
+        )
+
+
+def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool) -> _Hand:
+    points = np.asarray(label["kp2d"], np.float64)
+    low, high = points.min(0), points.max(0)
+    half = max(float(max(high - low)) * _REGION_SCALE / 2, 8.0)
+    centre = (low + high) / 2
+    corner = np.maximum(np.floor(centre - half), 0).astype(int)
+    end = np.minimum(np.ceil(centre + half) + 1, [image.shape[1], image.shape[0]]).astype(int)
+    region = image[corner[1] : end[1], corner[0] : end[0]]
+    points = points - corner
+    shrink = min(1.0, _REGION_PX / max(region.shape[:2]))
+    if shrink < 1:
+        size = (max(1, round(region.shape[1] * shrink)), max(1, round(region.shape[0] * shrink)))
+        ratio = np.array(size) / (region.shape[1], region.shape[0])
+        region, points = cv2.resize(region, size, interpolation=cv2.INTER_AREA), (points + 0.5) * ratio - 0.5
+    trust = np.clip((WRONG_SPREAD - label["spread"]) / (WRONG_SPREAD - SURE_SPREAD), 0.0, 1.0)
+    joints = np.asarray(label["kp3d"], np.float64)
+    return _Hand(region.copy(), points, joints - joints[:1] if keep_3d else None, label["side"], float(trust))

@@ -1,0 +1,67 @@
+"""How good a hand network is on fixed samples: run during training, and again on what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
+from handmesh.datasets.mixture import HandDataset
+from handmesh.datasets.sample import Batch, collate
+from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.model.regressor import HandRegressor, Prediction, wrist_relative_hand
+
+
+def fixed_batch(dataset: HandDataset, size: int, rows: Sequence[int] | None = None) -> Batch:
+    """Unaugmented crops of `dataset` (of the given rows, or all), with their targets."""
+    rng, pool = np.random.default_rng(0), ImagePool([])
+    rows = range(len(dataset)) if rows is None else rows
+    return collate([make_target(dataset[row], size, NO_AUGMENT, pool, rng) for row in rows])
+
+
+@torch.no_grad()
+def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50) -> Prediction:
+    """Run the network in evaluation mode over crops (N, S, S, 3), in batches."""
+    training = network.training
+    network.eval()
+    parts = [network(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
+    network.train(training)
+    head = type(parts[0].head)(
+        *(None if column[0] is None else torch.cat(column) for column in zip(*(p.head for p in parts), strict=True))
+    )
+    return Prediction(head, torch.cat([p.vertices for p in parts]), torch.cat([p.joints for p in parts]))
+
+
+def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
+    """Errors on a fixed batch; 3D ones only over samples that know their 3D.
+
+    `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
+    and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels.
+    """
+    prediction = predict(network, batch.crops)
+    head = prediction.head
+    truth_2d = batch.joints_2d.numpy()
+    camera = head.camera[:, None]
+    projected = camera[..., :1] * prediction.joints[..., :2] + camera[..., 1:]
+    errors = keypoint_error(head.joints_2d.numpy(), truth_2d)
+    result = {
+        "hands": float(len(truth_2d)),
+        "2d": float(errors.mean()),
+        "2d_mesh": float(keypoint_error(projected.numpy(), truth_2d).mean()),
+        "pck_05": pck(errors, 0.05),
+        "pck_10": pck(errors, 0.10),
+        "presence": float((head.presence > 0).float().mean()),
+        "right": float((head.right > 0).float().mean()),
+    }
+    posed = batch.weight_parameters > 0
+    if posed.any():
+        vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations[posed], batch.betas[posed])
+        result["pa_mpjpe_mm"] = float(pa_error_mm(prediction.joints[posed].numpy(), joints.numpy()).mean())
+        result["pa_mpvpe_mm"] = float(pa_error_mm(prediction.vertices[posed].numpy(), vertices.numpy()).mean())
+    pseudo = (batch.weight_3d > 0) & ~posed
+    if pseudo.any():
+        errors_3d = pa_error_mm(prediction.joints[pseudo].numpy(), batch.joints[pseudo].numpy())
+        result["pa_mpjpe_pseudo_mm"] = float(errors_3d.mean())
+    return result

@@ -1,0 +1,240 @@
+"""From a trained network to what users run: fold, prove that nothing changed, export to ONNX."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from timm.layers import LayerScale2d
+from timm.models.fastvit import AttentionBlock, FastVit
+from timm.utils import reparameterize_model
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.crop import CROP_SCALE
+from handmesh.model.hand_model import HandModel
+from handmesh.model.regressor import HandRegressor, load_network, wrist_relative_hand
+
+_log = logging.getLogger(__name__)
+
+HAND_OUTPUTS = ("rotations", "betas", "camera", "vertices", "joints", "joints_2d", "presence", "right")
+_OPSET = 18
+_SMALL_TENSOR = 256  # values; smaller ones stay float32
+
+
+@torch.no_grad()
+def fold(network: HandRegressor) -> HandRegressor:
+    """A copy in evaluation mode whose training-time branches and batch norms are folded into plain convolutions.
+
+    timm folds MobileOne blocks, RepMixers, large-kernel convolutions and positional encodings; the batch norms that
+    it leaves (ConvFFN's 7x7, the head's, those before attention) and the layer scales are folded here.
+
+    Raises:
+        ValueError: the network was folded before (timm's fold would corrupt it).
+    """
+    if any(hasattr(module, "reparam_conv") and module.reparam_conv is not None for module in network.modules()):
+        raise ValueError("this network is folded already; fold the training form")
+    folded = copy.deepcopy(network).eval()
+    backbone = reparameterize_model(folded.backbone, inplace=True)
+    assert isinstance(backbone, FastVit)
+    folded.backbone = backbone
+    for module in list(folded.modules()):
+        _fold_sequential_norms(module)
+        if isinstance(module, AttentionBlock):
+            _fold_attention_block(module)
+        elif hasattr(module, "mlp") and isinstance(getattr(module, "layer_scale", None), LayerScale2d):
+            _fold_scale(module.mlp.fc2, module, "layer_scale")  # pyright: ignore
+    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not left, f"batch norms survived the fold: {left}"
+    return folded
+
+
+def _fold_sequential_norms(module: nn.Module) -> None:
+    """Fuse every child convolution that is directly followed by a child batch norm."""
+    children = list(module.named_children())
+    for (name, first), (next_name, second) in zip(children, children[1:], strict=False):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(first, second))
+            # timm's norm layers carry an activation and dropout of their own
+            setattr(module, next_name, getattr(second, "act", None) or nn.Identity())
+
+
+def _fold_attention_block(block: AttentionBlock) -> None:
+    norm, attention = block.norm, block.token_mixer
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    qkv = nn.Linear(attention.qkv.in_features, attention.qkv.out_features)
+    qkv.weight.copy_(attention.qkv.weight * scale)
+    qkv.bias.copy_(attention.qkv.weight @ shift)
+    if attention.qkv.bias is not None:
+        qkv.bias.add_(attention.qkv.bias)
+    attention.qkv = qkv
+    block.norm = nn.Identity()
+    _fold_scale(attention.proj, block, "layer_scale_1")
+    _fold_scale(block.mlp.fc2, block, "layer_scale_2")
+
+
+def _fold_scale(layer: nn.Conv2d | nn.Linear, parent: nn.Module, name: str) -> None:
+    gamma = getattr(parent, name).gamma
+    layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
+    if layer.bias is not None:
+        layer.bias.mul_(gamma)
+    setattr(parent, name, nn.Identity())
+
+
+@torch.no_grad()
+def parity_mm(network: HandRegressor, other: HandRegressor, crops: torch.Tensor) -> float:
+    """Largest distance between the same vertex of two networks' hands over crops (N, S, S, 3) uint8, in mm."""
+    network, other = network.eval(), other.eval()
+    return float((network(crops).vertices - other(crops).vertices).norm(dim=-1).max()) * 1e3
+
+
+class _DeployedHand(nn.Module):
+    """What the exported graph computes; the order of outputs is HAND_OUTPUTS."""
+
+    def __init__(self, network: HandRegressor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, crop: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        head, vertices, joints = self.network(crop)
+        return (
+            head.rotations,
+            head.betas,
+            head.camera,
+            vertices,
+            joints,
+            head.joints_2d,
+            head.presence.sigmoid(),
+            head.right.sigmoid(),
+        )
+
+
+class _DeployedHandModel(nn.Module):
+    def __init__(self, hand_model: HandModel) -> None:
+        super().__init__()
+        self.hand_model = hand_model
+
+    def forward(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return wrist_relative_hand(self.hand_model, rotations, betas)
+
+
+def export_hand_network(network: HandRegressor, path: Path, *, name: str, float16: bool = True) -> None:
+    """Write a folded network as one ONNX file: `crop` (N, S, S, 3) uint8 RGB -> HAND_OUTPUTS, float32.
+
+    The name, input size and crop scale travel in the file's metadata. With `float16` the parameters are stored in half
+    precision and computed with in single.
+    """
+    size = network.config.input_size
+    meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "hand_model": "handmesh-open"}
+    meta |= {"variant": network.config.variant, "head": network.config.head}
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    _export(_DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
+
+
+def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None:
+    """Write the hand model as ONNX: `rotations` (N, 16, 3, 3), `betas` (N, 10) -> `vertices`, `joints` from the wrist."""
+    module = _DeployedHandModel(HandModel(arrays or load_hand_model())).eval()
+    example = (torch.eye(3).repeat(2, 16, 1, 1), torch.zeros(2, 10))
+    outputs = ("vertices", "joints")
+    _export(module, example, ("rotations", "betas"), outputs, path, {"kind": "hand_model"}, float16=False)
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    path: Path,
+    meta: dict[str, Any],
+    *,
+    float16: bool,
+) -> None:
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs},
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    if float16:
+        _store_float16(model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "handmesh", json.dumps(meta)
+    onnx.checker.check_model(model)
+    partial = path.with_suffix(".partial")
+    onnx.save(model, str(partial))
+    partial.replace(path)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what an exporter says of its machine: stack traces and file names in node metadata."""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def _store_float16(model: onnx.ModelProto) -> None:
+    """Keep large float32 initialisers in float16 and cast them back in the graph (runtimes fold the cast at load)."""
+    graph, casts = model.graph, []
+    for initializer in list(graph.initializer):
+        values = numpy_helper.to_array(initializer)
+        if values.dtype != np.float32 or values.size < _SMALL_TENSOR:
+            continue
+        name = initializer.name
+        stored = numpy_helper.from_array(values.astype(np.float16), name + "_float16")
+        initializer.CopyFrom(stored)
+        casts.append(onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def runtime_parity_mm(network: HandRegressor, path: Path, crops: torch.Tensor) -> float:
+    """Largest distance between the same vertex in torch and in onnxruntime over crops (N, S, S, 3) uint8, in mm."""
+    with torch.no_grad():
+        expected = network.eval()(crops).vertices.numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["vertices"], {"crop": crops.numpy()})
+    return float(np.linalg.norm(found - expected, axis=-1).max()) * 1e3
+
+
+def register_weights(folder: Path, name: str, file: Path, facts: dict[str, Any]) -> None:
+    """Enter a file of `folder` into its `weights.json` with its SHA-256, replacing an entry of the same name."""
+    registry = folder / "weights.json"
+    entries = json.loads(registry.read_text()) if registry.is_file() else {}
+    entries[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **facts}
+    partial = registry.with_suffix(".partial")
+    partial.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    partial.replace(registry)
+
+
+def load_torch_network(path: Path) -> HandRegressor:
+    """A trained network, folded and ready for inference in torch. Errors as `load_network`."""
+    return fold(load_network(path))

@@ -1,0 +1,89 @@
+"""The training loss: every term is a weighted mean over the samples that know its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from handmesh.datasets.sample import Batch
+from handmesh.model.hand_model import HandModel
+from handmesh.model.head import cell_centres
+from handmesh.model.regressor import Prediction, wrist_relative_hand
+from handmesh.skeleton import KEYPOINTS
+
+WRIST, MIDDLE_KNUCKLE = KEYPOINTS.index("wrist"), KEYPOINTS.index("middle1")
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the terms; lengths are in hand sizes (wrist to middle knuckle), 2D in normalised crop units."""
+
+    heatmaps: float = 0.5
+    joints_2d: float = 4.0
+    rotations: float = 2.0
+    joints: float = 5.0
+    vertices: float = 5.0
+    depth: float = 2.0
+    projection: float = 3.0
+    betas: float = 0.05
+    mask: float = 0.3
+    presence: float = 0.2
+    right: float = 0.2
+    pseudo_depth: float = 0.3  # of the depth axis of labels without parameters (another tracker's guess)
+    heatmap_sigma: float = 0.1  # normalised crop units
+
+
+def training_loss(
+    prediction: Prediction, batch: Batch, hand_model: HandModel, weights: LossWeights
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss and its unweighted terms (detached scalars)."""
+    head = prediction.head
+    with torch.no_grad():
+        true_vertices, posed_joints = wrist_relative_hand(hand_model, batch.rotations, batch.betas)
+        true_size = hand_size(torch.where(batch.weight_parameters[:, None, None] > 0, posed_joints, batch.joints))
+    size = hand_size(prediction.joints)
+    true_joints = batch.joints / true_size
+    joints = prediction.joints / size
+    axes = torch.ones(len(joints), 1, 3)
+    axes[:, :, 2] = torch.where(batch.weight_parameters > 0, 1.0, weights.pseudo_depth)[:, None]
+    projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
+
+    terms = {
+        "joints_2d": _mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
+        "projection": _mean((projected - batch.joints_2d).abs(), batch.weight_2d * batch.right),
+        "rotations": _mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
+        "betas": _mean((head.betas - batch.betas).abs(), batch.weight_parameters),
+        "joints": _mean((joints - true_joints).abs() * axes, batch.weight_3d),
+        "vertices": _mean((prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters),
+        "depth": _mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
+        "mask": _mean(F.binary_cross_entropy_with_logits(head.mask, batch.mask, reduction="none"), batch.weight_mask),
+        "presence": F.binary_cross_entropy_with_logits(head.presence, batch.presence),
+        "right": _mean(
+            F.binary_cross_entropy_with_logits(head.right, batch.right, reduction="none"), batch.weight_right
+        ),
+    }
+    if head.heatmaps is not None:
+        terms["heatmaps"] = _heatmap_loss(head.heatmaps, batch, weights.heatmap_sigma)
+    total = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros(()))
+    return total, {name: term.detach() for name, term in terms.items()}
+
+
+def hand_size(joints: torch.Tensor) -> torch.Tensor:
+    """Distance wrist to middle knuckle of joints (N, 21, 3), shape (N, 1, 1), never zero."""
+    return (joints[:, MIDDLE_KNUCKLE] - joints[:, WRIST]).norm(dim=-1).clamp_min(1e-3)[:, None, None]
+
+
+def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean of (N, ...) over everything but samples, weighted over samples; zero if no sample has weight."""
+    return (values.flatten(1).mean(1) if values.dim() > 1 else values).mul(weights).sum() / weights.sum().clamp_min(1.0)
+
+
+def _heatmap_loss(heatmaps: torch.Tensor, batch: Batch, sigma: float) -> torch.Tensor:
+    """Cross-entropy of (N, 21, h, w) logits with a Gaussian round each keypoint that lies inside the crop."""
+    distance = (cell_centres(heatmaps) - batch.joints_2d[:, :, None]).square().sum(-1)  # (N, 21, cells)
+    target = (-distance / (2 * sigma**2)).softmax(-1)
+    entropy = -(target * heatmaps.flatten(2).log_softmax(-1)).sum(-1)  # (N, 21)
+    inside = (batch.joints_2d.abs().amax(-1) < 1.0).float() * batch.weight_2d[:, None]
+    return (entropy * inside).sum() / inside.sum().clamp_min(1.0)
