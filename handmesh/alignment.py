@@ -38,13 +38,15 @@ def fit_similarity(source: ArrayLike, target: ArrayLike, *, reflection: bool = F
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise ValueError("source and target must be finite but hold NaN or infinity")
     source_mean, target_mean = source.mean(axis=-2), target.mean(axis=-2)
-    source, target = source - source_mean[..., None, :], target - target_mean[..., None, :]
-    U, singular, Vt = np.linalg.svd(np.swapaxes(target, -1, -2) @ source)  # (..., 3, 3), (..., 3), (..., 3, 3)
+    centered = source - source_mean[..., None, :]
+    U, singular, Vt = np.linalg.svd(
+        np.swapaxes(target - target_mean[..., None, :], -1, -2) @ centered
+    )  # (..., 3, 3), (..., 3), (..., 3, 3)
     signs = np.ones_like(singular)
     if not reflection:
         signs[..., 2] = np.where(np.linalg.det(U @ Vt) < 0.0, -1.0, 1.0)
     rotation = U * signs[..., None, :] @ Vt
-    spread = (source * source).sum(axis=(-2, -1))
+    spread = np.square(centered).sum(axis=(-2, -1))
     flat = spread <= np.finfo(spread.dtype).tiny
     scale = np.where(flat, 1.0, (singular * signs).sum(axis=-1) / np.where(flat, 1.0, spread)).astype(spread.dtype)
     translation = target_mean - scale[..., None] * (rotation @ source_mean[..., None])[..., 0]

@@ -35,9 +35,7 @@ class Crop:
             raise ValueError(f"a crop needs a positive side and size, not {self.side_px} and {self.size}")
 
     @classmethod
-    def from_box(
-        cls, box: ArrayLike, size: int, *, mirrored: bool = False, scale: float = CROP_SCALE
-    ) -> Crop:
+    def from_box(cls, box: ArrayLike, size: int, *, mirrored: bool = False, scale: float = CROP_SCALE) -> Crop:
         """The crop around ``box`` (4,): x1, y1, x2, y2 of the tight keypoint box in pixels of the frame."""
         x1, y1, x2, y2 = np.asarray(box, np.float64).tolist()
         return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), scale * max(x2 - x1, y2 - y1), size, mirrored)
@@ -48,9 +46,7 @@ class Crop:
         zoom = self.size / self.side_px
         middle = 0.5 * (self.size - 1)
         zoom_x = -zoom if self.mirrored else zoom
-        return np.array(
-            [[zoom_x, 0.0, middle - zoom_x * self.center[0]], [0.0, zoom, middle - zoom * self.center[1]]]
-        )
+        return np.array([[zoom_x, 0.0, middle - zoom_x * self.center[0]], [0.0, zoom, middle - zoom * self.center[1]]])
 
     @property
     def inverse(self) -> NDArray[np.float64]:
@@ -58,9 +54,7 @@ class Crop:
         zoom = self.side_px / self.size
         middle = 0.5 * (self.size - 1)
         zoom_x = -zoom if self.mirrored else zoom
-        return np.array(
-            [[zoom_x, 0.0, self.center[0] - zoom_x * middle], [0.0, zoom, self.center[1] - zoom * middle]]
-        )
+        return np.array([[zoom_x, 0.0, self.center[0] - zoom_x * middle], [0.0, zoom, self.center[1] - zoom * middle]])
 
     def to_crop(self, points_px: ArrayLike) -> NDArray[np.float64]:
         """Pixels of the frame (..., 2) to normalised coordinates of the crop."""
@@ -87,9 +81,7 @@ class Crop:
             affine[:, :2] *= block
         if frame.size == 0:
             return np.zeros((self.size, self.size, 3), np.uint8)
-        picture = cv2.warpAffine(
-            np.ascontiguousarray(frame), affine, (self.size, self.size), flags=cv2.INTER_LINEAR
-        )
+        picture = cv2.warpAffine(np.ascontiguousarray(frame), affine, (self.size, self.size), flags=cv2.INTER_LINEAR)
         return np.asarray(picture, np.uint8)
 
     @property

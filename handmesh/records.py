@@ -67,9 +67,7 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
 def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, name: str) -> NDArray[Any]:
     """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``."""
     array = np.asarray(value, dtype).view()
-    if array.ndim != len(shape) or any(
-        want not in (None, have) for want, have in zip(shape, array.shape, strict=True)
-    ):
+    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} must have shape ({wanted}) but has {array.shape}")
     if not np.isfinite(array).all():
@@ -83,8 +81,7 @@ def check_box(box: ArrayLike, name: str = "box") -> NDArray[np.float64]:
     array = frozen_array(box, (4,), np.float64, name)
     if array[0] >= array[2] or array[1] >= array[3]:
         raise ValueError(
-            f"{name} must be x1, y1, x2, y2 with x1 < x2 and y1 < y2 (not x, y, width, height), "
-            f"but is {array.tolist()}"
+            f"{name} must be x1, y1, x2, y2 with x1 < x2 and y1 < y2 (not x, y, width, height), but is {array.tolist()}"
         )
     return array
 
@@ -167,9 +164,7 @@ class Camera:
 
     def mirrored(self) -> Camera:
         """The camera that sees the mirrored frame ``frame[:, ::-1]``."""
-        return Camera(
-            self.fx, self.fy, self.width - 1 - self.cx, self.cy, self.width, self.height, self.assumed
-        )
+        return Camera(self.fx, self.fy, self.width - 1 - self.cx, self.cy, self.width, self.height, self.assumed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +199,14 @@ class PosedHand:
     def mirrored(self) -> PosedHand:
         """The same hand seen in a mirror, x to -x: the one place where left hands become right ones and back.
 
-        With M = diag(-1, 1, 1), points go to M p and rotations to M R M, which turns a rotation vector (x, y, z) into
-        (x, -y, -z). Betas stay. A mirror turns a surface inside out, so each face is wound the other way.
+        With M = diag(-1, 1, 1), points go to M p and rotations to M R M (`mirror_rotations`). Betas stay. A mirror
+        turns a surface inside out, so each face is wound the other way.
         """
         return PosedHand(
-            rotations=self.rotations * _MIRROR_ROTATION.astype(self.rotations.dtype),
+            rotations=mirror_rotations(self.rotations),
             betas=self.betas,
-            vertices=self.vertices * _MIRROR_POINT.astype(self.vertices.dtype),
-            joints=self.joints * _MIRROR_POINT.astype(self.joints.dtype),
+            vertices=self.vertices * _MIRROR.astype(self.vertices.dtype),
+            joints=self.joints * _MIRROR.astype(self.joints.dtype),
             faces=np.ascontiguousarray(self.faces[:, ::-1]),
         )
 
@@ -226,8 +221,15 @@ class PosedHand:
         )
 
 
-_MIRROR_POINT = np.array([-1.0, 1.0, 1.0])
-_MIRROR_ROTATION = np.outer(_MIRROR_POINT, _MIRROR_POINT)
+def mirror_rotations(rotations: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Rotations (..., 3, 3) seen in a mirror, M R M with M = diag(-1, 1, 1).
+
+    In rotation vectors this takes (x, y, z) to (x, -y, -z).
+    """
+    return rotations * np.outer(_MIRROR, _MIRROR).astype(rotations.dtype)
+
+
+_MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)

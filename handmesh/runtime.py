@@ -17,9 +17,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.assets import weights_path
+
 Runtime = Literal["onnxruntime", "openvino", "torch"]
 Precision = Literal["f32", "bf16"]
 Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Arrays], dict[str, NDArray[Any]]]
+Opened = tuple[Run, str | None]
+"""How to run a network, and its description as it stands in the file."""
 
 METADATA_KEY = "handmesh"
 
@@ -32,7 +37,7 @@ class Graph:
 
     path: Path
     metadata: dict[str, Any]
-    run: Callable[[Arrays], dict[str, NDArray[Any]]]
+    run: Run
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return self.run(inputs)
@@ -46,23 +51,23 @@ class Graph:
 
 
 def load_graph(
-    path: str | Path,
+    name_or_path: str | Path,
     kind: str,
     *,
     runtime: Runtime = "onnxruntime",
     threads: int | None = None,
     precision: Precision = "f32",
 ) -> Graph:
-    """Open the network at ``path``, which must describe itself as of ``kind`` ("hand", "hand_model" or "detector").
+    """Open a network, which must describe itself as of ``kind``: "hand", "hand_model" or "detector".
 
+    ``name_or_path`` is the name of weights that come with the package, whose SHA-256 is checked, or a file.
     ``threads`` limits the processor threads of one run (``None``: the runtime's own choice). ``precision`` "bf16"
-    lets OpenVINO compute in bfloat16. The runtime "torch" reads a torch network instead of an ONNX file and needs the
-    ``train`` extra.
+    lets OpenVINO compute in bfloat16. The runtime "torch" reads a trained network as training saves it instead of an
+    ONNX file, only of kind "hand", and needs the ``train`` extra.
 
-    Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is empty, truncated, damaged or of another
-    kind (with its SHA-256), and ``ImportError`` if the runtime is not installed.
+    Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is empty, truncated, damaged (naming its
+    SHA-256) or of another kind, and ``ImportError`` if the runtime is not installed.
     """
-    path = Path(path)
     if runtime not in get_args(Runtime):
         raise ValueError(f"runtime must be one of {', '.join(get_args(Runtime))}, not {runtime!r}")
     if precision not in get_args(Precision):
@@ -71,8 +76,7 @@ def load_graph(
         raise ValueError(f"precision {precision!r} needs runtime='openvino'; {runtime} computes in f32")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no network file at {path}: check the path, or use a name such as 'fast'")
+    path = weights_path(name_or_path)
     if runtime == "onnxruntime":
         run, described = _open_onnxruntime(path, threads)
     elif runtime == "openvino":
@@ -86,7 +90,7 @@ def load_graph(
     return Graph(path, metadata, run)
 
 
-def _open_onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Arrays], dict], str | None]:
+def _open_onnxruntime(path: Path, threads: int | None) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,20 +104,17 @@ def _open_onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Arrays
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        values = session.run(names, dict(inputs))
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
 
-def _open_openvino(
-    path: Path, threads: int | None, precision: Precision
-) -> tuple[Callable[[Arrays], dict], str | None]:
+def _open_openvino(path: Path, threads: int | None, precision: Precision) -> Opened:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError(
-            "runtime='openvino' needs the openvino package: pip install 'handmesh[openvino]'"
-        ) from error
+        raise ImportError("runtime='openvino' needs the openvino package: pip install 'handmesh[openvino]'") from error
     core = openvino.Core()
     # OpenVINO computes in bfloat16 by itself where the processor can, so the precision is always said.
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
@@ -136,8 +137,7 @@ def _open_openvino(
     return run, model.get_rt_info(description).value if model.has_rt_info(description) else None
 
 
-def _open_torch(path: Path, threads: int | None) -> tuple[Callable[[Arrays], dict], str | None]:
-    """A torch network: ``load_torch_network(path)`` gives an object with ``metadata`` (dict) and ``run(inputs)``."""
+def _open_torch(path: Path, threads: int | None) -> Opened:
     try:
         import torch
 
@@ -147,7 +147,23 @@ def _open_torch(path: Path, threads: int | None) -> tuple[Callable[[Arrays], dic
     if threads is not None:
         torch.set_num_threads(threads)
     network = load_torch_network(path)
-    return network.run, json.dumps(network.metadata)
+
+    def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            head, vertices, joints = network(torch.from_numpy(inputs["crop"]))
+        outputs = {
+            "rotations": head.rotations,
+            "betas": head.betas,
+            "camera": head.camera,
+            "vertices": vertices,
+            "joints": joints,
+            "joints_2d": head.joints_2d,
+            "presence": head.presence.sigmoid(),
+            "right": head.right.sigmoid(),
+        }
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    return run, json.dumps({"kind": "hand", "input_size": network.config.input_size})
 
 
 def _parse_description(path: Path, described: str | None) -> dict[str, Any]:

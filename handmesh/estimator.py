@@ -1,0 +1,391 @@
+"""From a frame to hand meshes: detect, crop, run the network, bring left hands back, place hands in the camera."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from handmesh.assets import load_hand_model
+from handmesh.crop import CROP_SCALE, Crop, view_rotation
+from handmesh.detector import HandDetector
+from handmesh.records import (
+    Camera,
+    Detection,
+    HandMesh,
+    PosedHand,
+    Side,
+    box_of_points,
+    check_box,
+    check_frame,
+    check_side,
+    mirror_rotations,
+    other_side,
+)
+from handmesh.runtime import Graph, Precision, Runtime, load_graph
+from handmesh.smoothing import rotmat_to_rotvec
+
+MIN_DEPTH_M = 0.02
+"""No joint is placed nearer to the camera than this."""
+
+MAX_DEPTH_M = 100.0
+"""A hand whose picture is a mere point is placed here."""
+
+_OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Estimate:
+    """What the network said of one crop, brought back from the mirror but still in the crop's virtual camera."""
+
+    crop: Crop
+    posed: PosedHand
+    joints_2d: NDArray[np.float64]  # (21, 2) px of the frame
+    presence: float
+    side_score: float  # probability that the hand is of the side it was run as
+
+    @property
+    def side(self) -> Side:
+        return "left" if self.crop.mirrored else "right"
+
+
+class HandMeshEstimator:
+    """Hand meshes of single frames. Build one with `from_pretrained`; use `HandTracker` for videos.
+
+    One instance serves one thread at a time.
+    """
+
+    def __init__(
+        self,
+        network: Graph,
+        pose_graph: Graph,
+        faces: NDArray[np.integer],
+        *,
+        detector: HandDetector | None = None,
+        presence_threshold: float = 0.5,
+    ) -> None:
+        """From the open parts: the hand network, the hand model's graph, its faces (F, 3) and a detector."""
+        if not 0.0 <= presence_threshold <= 1.0:
+            raise ValueError(f"presence_threshold must lie between 0 and 1 but is {presence_threshold}")
+        self.detector = detector
+        self.presence_threshold = presence_threshold
+        self._network = network
+        self._pose_graph = pose_graph
+        self._faces = np.asarray(faces, np.int32)
+        self._vertex_count = int(self._faces.max()) + 1
+        self._size = int(network.number("input_size"))
+        self._crop_scale = float(network.metadata.get("crop_scale", CROP_SCALE))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "fast",
+        *,
+        runtime: Runtime = "onnxruntime",
+        threads: int | None = None,
+        precision: Precision = "f32",
+        detector: str | Path | None = "detector",
+        hand_model: str | Path | None = None,
+        pose_graph: str | Path = "hand_model",
+        presence_threshold: float = 0.5,
+    ) -> HandMeshEstimator:
+        """Open a hand network by its name or from a file, with its detector and its hand model.
+
+        ``runtime`` "torch" runs the hand network in torch and the two small graphs in onnxruntime. ``threads``,
+        ``precision`` and file errors are those of `load_graph`. ``detector`` None does without: then every call must
+        bring boxes. A network trained on another hand model than the embedded one needs that model's file as
+        ``hand_model`` (.npz or MANO's .pkl) and its exported graph as ``pose_graph``. Detected hands that the network
+        gives a presence below ``presence_threshold`` are dropped.
+        """
+        network = load_graph(name_or_path, "hand", runtime=runtime, threads=threads, precision=precision)
+        small: Runtime = "onnxruntime" if runtime == "torch" else runtime
+        poses = load_graph(pose_graph, "hand_model", runtime=small, threads=threads)
+        finder = None
+        if detector is not None:
+            finder = HandDetector.from_pretrained(detector, runtime=small, threads=threads, precision=precision)
+        faces = load_hand_model(hand_model).faces
+        return cls(network, poses, faces, detector=finder, presence_threshold=presence_threshold)
+
+    def __call__(
+        self,
+        frame_rgb: NDArray[np.uint8],
+        boxes: ArrayLike | None = None,
+        sides: Sequence[Side | None] | None = None,
+        camera: Camera | None = None,
+    ) -> list[HandMesh]:
+        """The hands of a frame (H, W, 3) uint8 RGB.
+
+        Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
+        tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
+        back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
+        for detected hands, the network may overrule: a hand that it takes for the other side is run again as such,
+        and the surer of the two runs is kept. Without ``camera`` a field of view of 60 degrees across the longer side
+        is assumed, and ``HandMesh.camera.assumed`` says so.
+
+        Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
+        or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
+        """
+        frame = check_frame(frame_rgb)
+        camera = check_camera(camera, frame)
+        if boxes is not None:
+            wanted = _check_boxes(boxes, frame)
+            given = _check_sides(sides, len(wanted))
+            estimates = self._estimate(frame, wanted, given, [side is not None for side in given])
+        elif sides is not None:
+            raise ValueError("sides were given without boxes: give the boxes that they belong to, or neither")
+        else:
+            found = self.detect(frame)
+            estimates = self._estimate(frame, [d.box for d in found], [d.side for d in found], [False] * len(found))
+            estimates = [e for e in estimates if e.presence >= self.presence_threshold]
+        return _place_hands(estimates, camera)
+
+    def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
+        """Hands that the detector finds. Raises ``ValueError`` if this estimator has none."""
+        if self.detector is None:
+            raise ValueError(
+                "this estimator was opened without a detector: give boxes, or open it with detector='detector'"
+            )
+        return self.detector(frame_rgb)
+
+    def pose(
+        self, rotations: NDArray[np.floating], betas: NDArray[np.floating], sides: Sequence[Side]
+    ) -> list[PosedHand]:
+        """Hands (N) about their wrists from rotations (N, 16, 3, 3) of their own sides' models and betas (N, 10)."""
+        if not sides:
+            return []
+        left = np.array([side == "left" for side in sides])
+        as_right = np.where(left[:, None, None, None], mirror_rotations(rotations), rotations)
+        outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
+        return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
+
+    def _estimate(
+        self,
+        frame: NDArray[np.uint8],
+        boxes: Sequence[NDArray[np.float64]],
+        sides: Sequence[Side | None],
+        fixed: Sequence[bool],
+    ) -> list[_Estimate]:
+        """One estimate a box; where the side is not ``fixed``, that of the side which the network prefers."""
+        estimates = self._run(frame, boxes, [side or "right" for side in sides])
+        doubtful = [i for i, e in enumerate(estimates) if not fixed[i] and e.side_score < 0.5]
+        if doubtful:
+            again = self._run(frame, [boxes[i] for i in doubtful], [other_side(estimates[i].side) for i in doubtful])
+            for i, other in zip(doubtful, again, strict=True):
+                if other.side_score > estimates[i].side_score:
+                    estimates[i] = other
+        return estimates
+
+    def _run(
+        self, frame: NDArray[np.uint8], boxes: Sequence[NDArray[np.float64]], sides: Sequence[Side]
+    ) -> list[_Estimate]:
+        """All crops through the network in one batch."""
+        if not boxes:
+            return []
+        crops = [
+            Crop.from_box(box, self._size, mirrored=side == "left", scale=self._crop_scale)
+            for box, side in zip(boxes, sides, strict=True)
+        ]
+        outputs = self._network(crop=np.stack([crop.cut(frame) for crop in crops]))
+        missing = [name for name in _OUTPUTS if name not in outputs]
+        if missing:
+            raise ValueError(f"{self._network.path} lacks the outputs {', '.join(missing)}: export it again")
+        presence, right = (np.clip(outputs[name], 0.0, 1.0).tolist() for name in ("presence", "right"))
+        rotations, betas, joints_2d = outputs["rotations"], outputs["betas"], outputs["joints_2d"]
+        return [
+            _Estimate(
+                crop,
+                self._posed(rotations[i], betas[i], outputs, i, crop.mirrored),
+                crop.to_frame(joints_2d[i]),
+                presence[i],
+                right[i],
+            )
+            for i, crop in enumerate(crops)
+        ]
+
+    def _posed(
+        self, rotations: NDArray, betas: NDArray, outputs: dict[str, NDArray], i: int, mirrored: bool
+    ) -> PosedHand:
+        """Row ``i`` of a graph's vertices and joints with its parameters, out of the mirror if it went through it."""
+        vertices = outputs["vertices"][i]
+        if len(vertices) != self._vertex_count:
+            raise ValueError(
+                f"the network gives {len(vertices)} vertices but the hand model's faces need {self._vertex_count}: "
+                "open the estimator with the hand model that the network was trained on (hand_model=, pose_graph=)"
+            )
+        posed = PosedHand(rotations, betas, vertices, outputs["joints"][i], self._faces)
+        return posed.mirrored() if mirrored else posed
+
+
+def _place_hands(estimates: Sequence[_Estimate], camera: Camera) -> list[HandMesh]:
+    """Turn each hand from its crop's virtual camera into the true one, and find where it stands there."""
+    if not estimates:
+        return []
+    rotations = view_rotation(camera.rays([e.crop.center for e in estimates]))
+    posed = [e.posed.rotated(R) for e, R in zip(estimates, rotations, strict=True)]
+    joints_2d = np.stack([e.joints_2d for e in estimates])
+    translations = solve_translation(np.stack([p.joints for p in posed]), joints_2d, camera)
+    return [
+        build_hand(p, e.side, translation, camera, e.presence, e.side_score, joints_2d=points)
+        for p, e, translation, points in zip(posed, estimates, translations, joints_2d, strict=True)
+    ]
+
+
+def build_hand(
+    posed: PosedHand,
+    side: Side,
+    translation: NDArray[np.floating],
+    camera: Camera,
+    score: float,
+    side_score: float,
+    *,
+    joints_2d: NDArray[np.floating] | None = None,
+    track_id: int | None = None,
+) -> HandMesh:
+    """The record of a hand in camera axes; ``joints_2d`` (21, 2) px are its joints' projection where not given."""
+    if joints_2d is None:
+        joints_2d = project_joints(posed.joints, translation, camera)
+    rotvecs = rotmat_to_rotvec(posed.rotations).astype(np.float32)
+    return HandMesh(
+        side=side,
+        score=score,
+        box=box_of_keypoints(joints_2d),
+        vertices=posed.vertices,
+        joints=posed.joints,
+        translation=translation,
+        joints_2d=joints_2d,
+        global_orient=rotvecs[0],
+        hand_pose=rotvecs[1:],
+        betas=posed.betas,
+        faces=posed.faces,
+        camera=camera,
+        side_score=side_score,
+        track_id=track_id,
+    )
+
+
+def project_joints(joints: NDArray, translation: NDArray, camera: Camera) -> NDArray[np.float64]:
+    """Joints (21, 3) standing at ``translation`` in pixels (21, 2); none counts as nearer than ``MIN_DEPTH_M``."""
+    points = joints.astype(np.float64) + translation
+    points[:, 2] = np.maximum(points[:, 2], MIN_DEPTH_M)
+    return camera.project(points)
+
+
+def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Tight box (4,) of keypoints (21, 2), at least a pixel wide and high."""
+    box = box_of_points(joints_2d)
+    middle, half = 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
+    return np.concatenate([middle - half, middle + half])
+
+
+def solve_translation(
+    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 5
+) -> NDArray[np.float64]:
+    """Where hands stand so that their joints project onto their keypoints: (N, 3) metres.
+
+    ``joints`` (N, 21, 3) metres from the wrist in camera axes, ``joints_2d`` (N, 21, 2) px. With the ray (u, v, 1) of
+    a keypoint, ``X + tx = u (Z + tz)`` and ``Y + ty = v (Z + tz)`` are linear in the translation. They are solved in
+    the least-squares sense, each step weighing them by Cauchy's weights of the last step's errors in pixels, so that
+    single keypoints gone astray count for little.
+
+    Where that puts a joint behind ``MIN_DEPTH_M`` (keypoints that fit no pose of these joints), the depth comes from
+    the ratio of the two point sets' sizes instead, which is always positive; the log says so.
+    """
+    joints = np.asarray(joints, np.float64)
+    rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
+    focal = np.array([camera.fx, camera.fy])
+    A = np.zeros((*rays.shape, 3))  # (N, 21, 2, 3)
+    A[..., 0, 0] = A[..., 1, 1] = 1.0
+    A[..., 2] = -rays
+    b = rays * joints[..., 2:] - joints[..., :2]  # (N, 21, 2)
+    weights = np.ones(rays.shape[:-1])  # (N, 21)
+    translation = _weighted_solve(A, b, weights)
+    for _ in range(steps):
+        depth = np.maximum(joints[..., 2] + translation[:, None, 2], MIN_DEPTH_M)
+        errors = ((A @ translation[:, None, :, None])[..., 0] - b) * focal / depth[..., None]
+        errors_px = np.linalg.norm(errors, axis=-1)
+        usual = np.maximum(2.0 * np.median(errors_px, axis=-1, keepdims=True), 0.25)
+        weights = 1.0 / ((1.0 + (errors_px / usual) ** 2) * depth**2)
+        translation = _weighted_solve(A, b, weights)
+    nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
+    lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
+    if lost.any():
+        _log.debug("%d of %d hands are placed by their size: their keypoints fit no perspective", lost.sum(), len(lost))
+        translation[lost] = _translation_by_size(joints[lost], rays[lost])
+    return translation
+
+
+def _weighted_solve(A: NDArray, b: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Least-squares solution (N, 3) of A (N, 21, 2, 3) x = b (N, 21, 2) under weights (N, 21)."""
+    n = len(A)
+    A, b = A.reshape(n, -1, 3), b.reshape(n, -1, 1)
+    weighted = np.swapaxes(A * np.repeat(weights, 2, axis=-1)[..., None], -1, -2)  # (N, 3, 42)
+    normal = weighted @ A
+    # A hair of damping keeps the equations solvable when all keypoints coincide.
+    damping = 1e-12 * np.trace(normal, axis1=-2, axis2=-1)[:, None, None] * np.eye(3)
+    return np.linalg.solve(normal + damping, weighted @ b)[..., 0]
+
+
+def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:
+    """Weak-perspective translation (N, 3): the depth at which joints (N, 21, 3) look as large as rays (N, 21, 2)."""
+    flat = joints[..., :2]
+    size = np.linalg.norm(flat - flat.mean(axis=-2, keepdims=True), axis=(-2, -1))
+    size_seen = np.linalg.norm(rays - rays.mean(axis=-2, keepdims=True), axis=(-2, -1))
+    farthest = np.full_like(size, MAX_DEPTH_M)
+    depth = np.divide(size, size_seen, out=farthest, where=size_seen > size / MAX_DEPTH_M)
+    depth = np.maximum(depth, MIN_DEPTH_M - joints[..., 2].min(axis=-1))
+    xy = rays.mean(axis=-2) * depth[:, None] - flat.mean(axis=-2)
+    return np.concatenate([xy, depth[:, None]], axis=-1)
+
+
+def check_camera(camera: Camera | None, frame: NDArray[np.uint8]) -> Camera:
+    """The camera of a frame, assumed where it is None.
+
+    Raises ``TypeError`` for what is no `Camera` and ``ValueError`` for one of another frame size.
+    """
+    height, width = frame.shape[:2]
+    if camera is None:
+        return Camera.from_fov(width, height)
+    if not isinstance(camera, Camera):
+        raise TypeError(f"camera must be a handmesh.Camera or None, not {type(camera).__name__}")
+    if (camera.width, camera.height) != (width, height):
+        raise ValueError(
+            f"the camera is for frames of {camera.width} x {camera.height} but this frame has {width} x {height}: "
+            f"use camera.resized({width}, {height}) if the frame was resized"
+        )
+    return camera
+
+
+def _check_boxes(boxes: ArrayLike, frame: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    array = np.asarray(boxes, np.float64)
+    if array.size == 0:
+        return []
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"boxes must have shape (N, 4), a row x1, y1, x2, y2 for each hand, but have {array.shape}")
+    height, width = frame.shape[:2]
+    checked = [check_box(box, f"boxes[{i}]") for i, box in enumerate(array)]
+    for i, (x1, y1, x2, y2) in enumerate(checked):
+        if x2 <= -0.5 or y2 <= -0.5 or x1 >= width - 0.5 or y1 >= height - 0.5:
+            raise ValueError(
+                f"boxes[{i}] = {array[i].tolist()} lies outside the frame of {width} x {height}: "
+                "give pixels of this frame (not fractions, nor pixels of a resized one)"
+            )
+    return checked
+
+
+def _check_sides(sides: Sequence[Side | None] | None, count: int) -> list[Side | None]:
+    if sides is None:
+        return [None] * count
+    if isinstance(sides, str):
+        raise TypeError(f'sides must be a list with one side a box, such as ["left"], not the string {sides!r}')
+    if len(sides) != count:
+        raise ValueError(f"sides must name one side a box: there are {count} boxes and {len(sides)} sides")
+    for i, side in enumerate(sides):
+        if side is not None:
+            check_side(side, f"sides[{i}]")
+    return list(sides)
