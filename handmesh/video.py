@@ -1,0 +1,363 @@
+"""Where frames come from and where they go: cameras, video files, pictures; and a video writer.
+
+Frames are (H, W, 3) uint8 RGB here and everywhere; OpenCV's BGR stays inside this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.atomic import written_whole
+from handmesh.records import check_frame
+
+_log = logging.getLogger(__name__)
+
+Frame = NDArray[np.uint8]
+TimedFrame = tuple[Frame, float]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SAMPLE_CLIP = Path(__file__).parent / "assets" / "sample.mp4"
+
+PICTURES_PER_SECOND = 1.0
+"""Pictures of a folder need not show the same hands: so far apart in time, a tracker searches each anew."""
+_UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
+
+
+class CameraLostError(RuntimeError):
+    """A camera stopped delivering frames."""
+
+
+class FrameSource:
+    """Frames with their times, once through. Use it in a ``with`` statement, so that cameras and files are let go.
+
+    Attributes:
+        name: what it is, for people.
+        fps: frames a second; what a recording should use.
+        frame_count: how many frames will come, None where that is unknown.
+        live: frames come when they happen, and those that nobody fetches in time are skipped.
+    """
+
+    live = False
+
+    def __init__(self, name: str, fps: float, frame_count: int | None) -> None:
+        self.name = name
+        self.fps = fps
+        self.frame_count = frame_count
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        """(H, W, 3) uint8 RGB frames with strictly increasing seconds."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let the camera or file go. Closing twice is no error."""
+
+    def __enter__(self) -> FrameSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_source(spec: str | int | os.PathLike[str]) -> FrameSource:
+    """Open a camera by index, a video file, a picture, a folder of pictures, or ``"sample"``, the bundled clip.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path, or no picture in that folder.
+        ValueError: the file is neither a picture nor a video that can be read.
+        CameraLostError: there is no camera of that index, or it delivers nothing.
+    """
+    text = str(spec)
+    if text.isdecimal():
+        return CameraSource(int(text))
+    if text == "sample":
+        return VideoFileSource(SAMPLE_CLIP)
+    path = Path(text)
+    if path.is_dir():
+        return PictureSource(pictures_in(path), str(path))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no file or folder {path}; a source is a camera index, a video, a picture, a folder of pictures "
+            "or the word sample"
+        )
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return PictureSource([path], path.name)
+    return VideoFileSource(path)
+
+
+def read_picture(path: str | os.PathLike[str]) -> Frame:
+    """A picture file as (H, W, 3) uint8 RGB, turned upright as its EXIF data say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture that can be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if picture is None:
+        raise ValueError(f"{path} cannot be read as a picture (known: {', '.join(IMAGE_SUFFIXES)}); is it damaged?")
+    return _rgb(picture)
+
+
+def write_picture(path: str | os.PathLike[str], frame: Frame) -> None:
+    """Write a frame as a picture in the format of the suffix, whole or not at all; makes missing folders.
+
+    Raises:
+        ValueError: the suffix is unknown.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"cannot write {path.name!r}: its suffix must be one of {', '.join(IMAGE_SUFFIXES)}")
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {path.suffix} pictures here; use .png or .jpg")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder by name, 2 before 10. Raises FileNotFoundError where there is none."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"there is no picture in the folder {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return sorted(found, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[str | int]:
+    parts = re.split(r"(\d+)", path.name.lower())  # texts at even places, digits at odd ones
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+class PictureSource(FrameSource):
+    """Picture files one after another, a second apart."""
+
+    def __init__(self, paths: list[Path], name: str) -> None:
+        super().__init__(name, PICTURES_PER_SECOND, len(paths))
+        self._paths = paths
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        for number, path in enumerate(self._paths):
+            yield read_picture(path), number / PICTURES_PER_SECOND
+
+
+class VideoFileSource(FrameSource):
+    """A video file, every frame of it."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no video {path}")
+        with _quiet_opencv():
+            self._capture = cv2.VideoCapture(str(path))
+            done, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not done:
+            self._capture.release()
+            raise ValueError(f"{path} cannot be read as a video: not a single frame of it can be decoded")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        usable = np.isfinite(fps) and 0 < fps <= 1000
+        super().__init__(path.name, float(fps) if usable else _UNKNOWN_FPS, count if count > 0 else None)
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        number, frame = 0, self._first
+        self._first = None
+        while frame is not None:
+            yield _rgb(frame), number / self.fps
+            number += 1
+            done, frame = self._capture.read()
+            frame = frame if done else None
+        if self.frame_count is not None and number < self.frame_count:
+            _log.warning("%s: read %d of the %d frames that it announces", self.name, number, self.frame_count)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class CameraSource(FrameSource):
+    """A live camera. A thread fetches frames as they come and keeps only the newest: a slow reader does not lag.
+
+    Args:
+        index: of the camera, as OpenCV counts them.
+        open_capture: makes the capture object (OpenCV's own, unless a test brings another).
+        attempts: failed reads in a row after which the camera counts as lost.
+        pause_s: seconds between failed reads.
+        timeout_s: seconds without any answer after which it counts as lost too.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        index: int,
+        open_capture: Callable[[int], Any] = cv2.VideoCapture,
+        attempts: int = 10,
+        pause_s: float = 0.1,
+        timeout_s: float = 15.0,
+    ) -> None:
+        with _quiet_opencv():
+            self._capture = open_capture(index)
+            opened = self._capture.isOpened()
+        if not opened:
+            self._capture.release()
+            raise CameraLostError(f"there is no camera {index}, or another program is using it")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        super().__init__(f"camera {index}", float(fps) if 1 <= fps <= 240 else _UNKNOWN_FPS, None)
+        self._attempts, self._pause_s, self._timeout_s = attempts, pause_s, timeout_s
+        self._news = threading.Condition()
+        self._newest: TimedFrame | None = None
+        self._lost = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, name=self.name, daemon=True)
+        self._thread.start()
+
+    def _fetch(self) -> None:
+        failures = 0
+        try:
+            while not self._closing.is_set() and failures < self._attempts:
+                done, frame = self._capture.read()
+                if not done:
+                    failures += 1
+                    self._closing.wait(self._pause_s)
+                    continue
+                failures = 0
+                with self._news:
+                    self._newest = (_rgb(frame), time.monotonic())
+                    self._news.notify()
+        finally:
+            self._capture.release()
+            with self._news:
+                self._lost = True
+                self._news.notify()
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        last_s = -np.inf
+        while not self._closing.is_set():
+            with self._news:
+                answered = self._news.wait_for(lambda: self._newest is not None or self._lost, self._timeout_s)
+                newest, self._newest = self._newest, None
+            if newest is None:
+                if self._closing.is_set():
+                    return
+                self.close()
+                how = f"{self._attempts} reads in a row failed" if answered else f"silent for {self._timeout_s:g} s"
+                raise CameraLostError(f"{self.name} stopped delivering frames ({how}); is it still plugged in?")
+            if newest[1] > last_s:
+                last_s = newest[1]
+                yield newest
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=2.0)
+
+
+class VideoWriter:
+    """Writes frames as an .mp4 that appears under its name when it is complete, or not at all.
+
+    Leaving the ``with`` block by an error throws the video away; `close` keeps what has come so far. The first frame
+    sets the size; frames of another size are fitted into it, with black bars. Nothing is made where no frame comes.
+
+    With times, frames are repeated or left out so that the video runs at true speed whatever the pace they come at;
+    without, each is written once.
+
+    Raises:
+        ValueError: the suffix is not .mp4 or the rate is not positive.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: float) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".mp4":
+            raise ValueError(f"cannot write the video {self.path.name!r}: its suffix must be .mp4")
+        if not (np.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be positive, got {fps}")
+        self.fps = float(fps)
+        self.frames_written = 0
+        self._size = (0, 0)  # width, height
+        self._writer: cv2.VideoWriter | None = None
+        self._start_s: float | None = None
+        self._cleanup = ExitStack()
+
+    def write(self, frame: Frame, time_s: float | None = None) -> None:
+        """Append an (H, W, 3) uint8 RGB frame, seen at time_s seconds if the video shall keep time."""
+        check_frame(frame)
+        writer = self._writer or self._open(frame)
+        picture = cv2.cvtColor(_fit(frame, self._size), cv2.COLOR_RGB2BGR)
+        for _ in range(self._copies(time_s)):
+            writer.write(picture)
+            self.frames_written += 1
+
+    def close(self) -> None:
+        """Complete the file and give it its name. Closing twice is no error."""
+        self._cleanup.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
+
+    def _open(self, frame: Frame) -> cv2.VideoWriter:
+        height, width = frame.shape[:2]
+        self._size = (width + width % 2, height + height % 2)  # encoders want even sizes
+        with ExitStack() as cleanup:
+            temporary = cleanup.enter_context(written_whole(self.path))
+            with _quiet_opencv():
+                writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size)
+            cleanup.callback(writer.release)
+            if not writer.isOpened():
+                raise OSError(f"OpenCV cannot write {self.path}: it has no MPEG-4 encoder or may not write there")
+            self._cleanup = cleanup.pop_all()
+        self._writer = writer
+        return writer
+
+    def _copies(self, time_s: float | None) -> int:
+        if time_s is None:
+            return 1
+        if self._start_s is None:
+            self._start_s = time_s
+        due = int((time_s - self._start_s) * self.fps + 0.5) + 1  # frames that should be there by now
+        return max(due - self.frames_written, 0)
+
+
+def _fit(frame: Frame, size: tuple[int, int]) -> Frame:
+    """The frame, resized only if it must be, in the upper left corner of a picture of (width, height) px."""
+    width, height = size
+    if not (0 <= width - frame.shape[1] <= 1 and 0 <= height - frame.shape[0] <= 1):
+        scale = min(width / frame.shape[1], height / frame.shape[0])
+        fitted = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        frame = np.asarray(cv2.resize(frame, fitted, interpolation=how), np.uint8)
+    bottom, right = height - frame.shape[0], width - frame.shape[1]
+    return np.pad(frame, ((0, bottom), (0, right), (0, 0)))
+
+
+def _rgb(frame: NDArray[Any]) -> Frame:
+    """What OpenCV decoded, BGR or gray, as RGB."""
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB), np.uint8)
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from printing what our own errors say better."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
