@@ -284,7 +284,7 @@ def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def solve_translation(
-    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 5
+    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 4
 ) -> NDArray[np.float64]:
     """Where hands stand so that their joints project onto their keypoints: (N, 3) metres.
 
@@ -309,7 +309,8 @@ def solve_translation(
         depth = np.maximum(joints[..., 2] + translation[:, None, 2], MIN_DEPTH_M)
         errors = ((A @ translation[:, None, :, None])[..., 0] - b) * focal / depth[..., None]
         errors_px = np.linalg.norm(errors, axis=-1)
-        usual = np.maximum(2.0 * np.median(errors_px, axis=-1, keepdims=True), 0.25)
+        median = np.partition(errors_px, 10, axis=-1)[:, 10:11]  # of 21; np.median takes ten times as long
+        usual = np.maximum(2.0 * median, 0.25)
         weights = 1.0 / ((1.0 + (errors_px / usual) ** 2) * depth**2)
         translation = _weighted_solve(A, b, weights)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]

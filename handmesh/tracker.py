@@ -157,6 +157,7 @@ class HandTracker:
         seen = self._follow(hands[:known])
         seen += self._start(hands[known:])
         self._merge_tracks_of_one_hand(seen)
+        self._drop_surplus(seen)
         self._give_out(seen, camera, dt_s)
         return [track.hand for track in sorted(self._tracks, key=lambda track: track.id)]
 
@@ -219,7 +220,7 @@ class HandTracker:
         return seen
 
     def _start(self, hands: Sequence[HandMesh]) -> list[tuple[_Track, HandMesh]]:
-        """Tracks for new hands; hands only bridged make room for them."""
+        """A track for each new hand."""
         started = []
         for hand in hands:
             if hand.score < self._estimator.presence_threshold:
@@ -228,11 +229,6 @@ class HandTracker:
             self._next_id += 1
             self._tracks.append(track)
             started.append((track, hand))
-        surplus = len(self._tracks) - self.max_hands
-        if surplus > 0:
-            bridged = sorted((t for t in self._tracks if t.missed > 0), key=lambda t: -t.missed)
-            for track in bridged[:surplus]:
-                self._tracks.remove(track)
         return started
 
     def _merge_tracks_of_one_hand(self, seen: list[tuple[_Track, HandMesh]]) -> None:
@@ -245,6 +241,12 @@ class HandTracker:
             _log.debug("tracks %d and %d follow one hand: %d ends", older[0].id, younger[0].id, loser[0].id)
             seen.remove(loser)
             self._tracks.remove(loser[0])
+
+    def _drop_surplus(self, seen: list[tuple[_Track, HandMesh]]) -> None:
+        """Keep ``max_hands`` tracks: those in sight before those only bridged, then the oldest."""
+        for track in sorted(self._tracks, key=lambda t: (t.missed, t.id))[self.max_hands :]:
+            self._tracks.remove(track)
+            seen[:] = [pair for pair in seen if pair[0] is not track]
 
     def _give_out(self, seen: Sequence[tuple[_Track, HandMesh]], camera: Camera, dt_s: float) -> None:
         """Set every track's mesh to give out, and the crop of its next frame."""

@@ -1,0 +1,133 @@
+"""Crops: there and back, pixels where the affine says, mirror laws and the rotation to the crop's own camera."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from handmesh.crop import CROP_SCALE, Crop, view_rotation
+
+CROPS = [
+    Crop((100.25, 80.5), 96.0, 64, mirrored=False),
+    Crop((100.25, 80.5), 96.0, 64, mirrored=True),
+    Crop((-5.0, 300.0), 411.3, 128, mirrored=True),
+    Crop((3.0, 3.0), 0.5, 1),
+]
+
+SLOPES = (0.737, 0.913)  # no simple fractions, so that roundings cancel in the mean
+
+
+def gradient_frame(height=240, width=320) -> np.ndarray:
+    """A frame whose red rises with x and green with y, so that a picture tells where it was taken from."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([SLOPES[0] * x, SLOPES[1] * y, 0 * x], -1).round().astype(np.uint8)
+
+
+def test_crop_is_centred_on_the_box_with_its_longer_side():
+    crop = Crop.from_box([10, 20, 50, 40], 64)
+    assert crop == Crop((30.0, 30.0), CROP_SCALE * 40.0, 64, mirrored=False)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_points_go_there_and_back(crop):
+    points = np.random.default_rng(0).uniform(-100, 400, (3, 5, 2))
+    np.testing.assert_allclose(crop.to_frame(crop.to_crop(points)), points, atol=1e-9)
+    back = np.vstack([crop.affine, [0, 0, 1]]) @ np.vstack([crop.inverse, [0, 0, 1]])
+    np.testing.assert_allclose(back, np.eye(3), atol=1e-9)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_affine_and_normalised_coordinates_agree(crop):
+    points = np.random.default_rng(0).uniform(-100, 400, (7, 2))
+    pixels = points @ crop.affine[:, :2].T + crop.affine[:, 2]
+    np.testing.assert_allclose(crop.to_crop(points), (pixels + 0.5) / (crop.size / 2) - 1.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_corners_of_the_square_have_coordinates_of_one(mirrored):
+    crop = Crop((50.0, 60.0), 20.0, 32, mirrored)
+    left = 1.0 if mirrored else -1.0
+    np.testing.assert_allclose(crop.to_crop([[40, 50], [60, 70], [50, 60]]), [[left, -1], [-left, 1], [0, 0]])
+
+
+def test_crop_of_the_whole_frame_at_its_own_size_is_the_frame():
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(Crop((31.5, 31.5), 64.0, 64).cut(frame), frame)
+    np.testing.assert_array_equal(Crop((31.5, 31.5), 64.0, 64, mirrored=True).cut(frame), frame[:, ::-1])
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_shrinking_by_whole_numbers_is_averaging(block):
+    frame = np.random.default_rng(0).integers(0, 256, (40 * block, 40 * block, 3), np.uint8)
+    middle = (40 * block - 1) / 2
+    expected = frame.reshape(40, block, 40, block, 3).mean((1, 3))
+    found = Crop((middle, middle), 40.0 * block, 40).cut(frame)
+    assert np.abs(found.astype(float) - expected).max() <= 0.5 + 1e-9  # rounding to whole numbers
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("side", [30.0, 77.7, 150.0, 199.0])
+def test_pixels_come_from_where_the_inverse_points(side, mirrored):
+    crop = Crop((150.3, 121.7), side, 32, mirrored)
+    picture = crop.cut(gradient_frame()).astype(float)
+    y, x = np.mgrid[:32, :32]
+    source = np.stack([x, y], -1) @ crop.inverse[:, :2].T + crop.inverse[:, 2]
+    error = picture[..., :2] - source * SLOPES
+    assert np.abs(error).max() < 1.1  # grey levels: rounded in the frame and again in the crop
+    assert np.abs(error.mean((0, 1))).max() < 0.1
+
+
+@pytest.mark.parametrize("side", [40.0, 130.0, 400.0])
+def test_mirrored_frame_gives_the_mirrored_crop(side):
+    frame = np.random.default_rng(2).integers(0, 256, (200, 300, 3), np.uint8)
+    crop = Crop((100.2, 90.7), side, 48)
+    other = Crop((299 - 100.2, 90.7), side, 48, mirrored=True)
+    difference = crop.cut(frame).astype(int) - other.cut(frame[:, ::-1])
+    assert np.abs(difference).max() <= 1  # rounding of interpolation
+
+
+def test_outside_of_the_frame_is_black():
+    frame = np.full((50, 50, 3), 255, np.uint8)
+    picture = Crop((0.0, 0.0), 20.0, 20).cut(frame)
+    assert not picture[:9].any()
+    assert not picture[:, :9].any()
+    assert (picture[11:, 11:] == 255).all()
+    for side in (10.0, 300.0):
+        assert not Crop((1000.0, 1000.0), side, 16).cut(frame).any()
+
+
+def test_one_pixel_frame_and_box():
+    assert Crop((0.0, 0.0), 1.0, 4).cut(np.full((1, 1, 3), 200, np.uint8)).shape == (4, 4, 3)
+    assert Crop((0.0, 0.0), 100.0, 4).cut(np.full((1, 1, 3), 200, np.uint8)).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(("center", "side"), [((np.nan, 0.0), 5.0), ((0.0, 0.0), np.inf), ((0.0, 0.0), 0.0)])
+def test_crop_refuses(center, side):
+    with pytest.raises(ValueError, match="crop"):
+        Crop(center, side, 64)
+
+
+def test_view_rotation_is_the_smallest_proper_rotation_to_the_ray():
+    rays = np.random.default_rng(0).normal(size=(50, 2, 3)) * (1, 1, 0.3) + (0, 0, 0.5)
+    R = view_rotation(rays)
+    unit = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    np.testing.assert_allclose(R @ np.swapaxes(R, -1, -2), np.broadcast_to(np.eye(3), R.shape), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(R), 1.0)
+    np.testing.assert_allclose(R[..., 2], unit, atol=1e-12)
+    # The angle of the rotation is the angle between axis and ray: no twist.
+    np.testing.assert_allclose((np.trace(R, axis1=-2, axis2=-1) - 1) / 2, unit[..., 2], atol=1e-12)
+
+
+def test_view_rotation_along_the_axis_is_nothing():
+    np.testing.assert_array_equal(view_rotation([0.0, 0.0, 3.0]), np.eye(3))
+
+
+def test_view_rotation_of_the_mirrored_ray_is_the_mirrored_rotation():
+    ray, M = np.array([0.4, -0.2, 1.0]), np.diag([-1.0, 1.0, 1.0])
+    np.testing.assert_allclose(view_rotation(M @ ray), M @ view_rotation(ray) @ M, atol=1e-15)
+
+
+@pytest.mark.parametrize("ray", [[0, 0, 0], [0, 0, -1], [np.nan, 0, 1]])
+def test_view_rotation_refuses(ray):
+    with pytest.raises(ValueError, match="view ray"):
+        view_rotation(ray)
