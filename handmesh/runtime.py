@@ -76,6 +76,8 @@ def load_graph(
         raise ValueError(f"precision {precision!r} needs runtime='openvino'; {runtime} computes in f32")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}")
+    if isinstance(name_or_path, Path) and not name_or_path.is_file():
+        raise FileNotFoundError(f"no network file at {name_or_path}: check the path, or use a name such as 'fast'")
     path = weights_path(name_or_path)
     if runtime == "onnxruntime":
         run, described = _open_onnxruntime(path, threads)
@@ -125,13 +127,14 @@ def _open_openvino(path: Path, threads: int | None, precision: Precision) -> Ope
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise _unreadable(path) from error
-    names = [output.get_any_name() for output in compiled.outputs]
+    # OpenVINO may know one output by several names, of which only one is the file's.
+    names = [(name, i) for i, output in enumerate(compiled.outputs) for name in output.get_names()]
     request = compiled.create_infer_request()
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         request.infer(dict(inputs))
         # The request's own memory is overwritten by its next run.
-        return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+        return {name: np.array(request.get_output_tensor(i).data) for name, i in names}
 
     description = ["framework", METADATA_KEY]
     return run, model.get_rt_info(description).value if model.has_rt_info(description) else None

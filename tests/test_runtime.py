@@ -1,0 +1,115 @@
+"""Graphs behind their runtimes: equal answers, and clear words for files that are not what they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import graphs
+import numpy as np
+import pytest
+
+from handmesh.runtime import load_graph
+
+RUNTIME_TOLERANCE = 1e-5  # float32 sums of 4096 pixels in another order
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    frames = np.random.default_rng(0).integers(0, 50, (3, 64, 64, 3), np.uint8)
+    for i, side in enumerate(["right", "left", "right"]):
+        frames[i] = graphs.draw_hand(frames[i], (30 + i, 33), 40, side)
+    return frames
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_runtimes_agree_and_a_batch_equals_its_singles(stub_folder, crops, threads):
+    plain = load_graph(stub_folder / "hand.onnx", "hand")(crop=crops)
+    assert {name: array.shape for name, array in plain.items()} == {
+        name: (3, *shape) for name, shape in graphs.HAND_OUTPUTS.items()
+    }
+    for runtime in ("onnxruntime", "openvino"):
+        graph = load_graph(stub_folder / "hand.onnx", "hand", runtime=runtime, threads=threads)
+        assert graph.metadata == graphs.HAND_DESCRIPTION
+        together = graph(crop=crops)
+        for i in range(3):
+            single = graph(crop=crops[i : i + 1])
+            for name, values in plain.items():
+                assert together[name].dtype == np.float32
+                np.testing.assert_allclose(together[name][i], values[i], atol=RUNTIME_TOLERANCE)
+                np.testing.assert_allclose(single[name][0], values[i], atol=RUNTIME_TOLERANCE)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_outputs_outlive_the_next_run(stub_folder, crops, runtime):
+    graph = load_graph(stub_folder / "hand.onnx", "hand", runtime=runtime)
+    first = graph(crop=crops[:1])
+    kept = {name: values.copy() for name, values in first.items()}
+    graph(crop=crops[1:2])
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, kept[name])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "overwritten", "text"])
+def test_damaged_files_are_named_with_their_checksum(stub_folder, tmp_path, runtime, damage):
+    whole = (stub_folder / "hand.onnx").read_bytes()
+    content = {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "overwritten": b"\0" * 64 + whole[64:],
+        "text": b"no such page\n",
+    }[damage]
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"broken.onnx.*{len(content)} bytes.*{hashlib.sha256(content).hexdigest()}"):
+        load_graph(path, "hand", runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
+def test_missing_file_is_named(tmp_path, runtime):
+    with pytest.raises(FileNotFoundError, match=r"gone\.onnx"):
+        load_graph(tmp_path / "gone.onnx", "hand", runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_description_must_be_there_and_fit(stub_folder, tmp_path, runtime):
+    with pytest.raises(ValueError, match="kind 'detector', but one of kind 'hand'"):
+        load_graph(stub_folder / "detector.onnx", "hand", runtime=runtime)
+    for text, words in (("{oops", "not JSON"), (json.dumps([1]), "JSON object"), ("{}", "kind None")):
+        path = graphs.build_hand_graph(tmp_path / "odd.onnx", description=text)
+        with pytest.raises(ValueError, match=words):
+            load_graph(path, "hand", runtime=runtime)
+
+
+def test_undescribed_network_is_refused(tmp_path):
+    import onnx
+
+    model = onnx.load(graphs.build_hand_graph(tmp_path / "bare.onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(ValueError, match='lacks the metadata "handmesh"'):
+            load_graph(tmp_path / "bare.onnx", "hand", runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"runtime": "tensorrt"}, "runtime must be one of onnxruntime, openvino, torch"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"precision": "int4"}, "precision must be one of f32, bf16"),
+        ({"precision": "bf16"}, "needs runtime='openvino'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(stub_folder, settings, words):
+    with pytest.raises(ValueError, match=words):
+        load_graph(stub_folder / "hand.onnx", "hand", **settings)
+
+
+def test_missing_number_in_the_description_is_named(tmp_path):
+    path = graphs.build_hand_graph(tmp_path / "hand.onnx", description={"kind": "hand", "input_size": "big"})
+    graph = load_graph(path, "hand")
+    for key in ("input_size", "stride"):
+        with pytest.raises(ValueError, match=f'hand.onnx.*number "{key}"'):
+            graph.number(key)
