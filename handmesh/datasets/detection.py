@@ -1,0 +1,252 @@
+"""Photos, cut-outs and targets for the hand detector.
+
+A `Photo` is an image with the keypoints of the hands in it; the detector's frames are composed of photos
+(`frame_composer.py`), and `encode` turns the hands of a frame into the dense targets of the network.
+
+Photos with pseudo-labels lie in `ROOT/hands/<set>/*.jpg` with a `labels.json` beside them; hand-free photos in
+`ROOT/backgrounds/<set>` and `ROOT/people/<set>`. A photo that its labels.json does not name may show a hand that
+nobody labelled, so it is used neither with hands nor without.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.datasets.freihand import FreiHandDataset
+
+# By person and place: nobody who is in one split is in another.
+TRAIN_SETS = ("subhi_webcam", "lebanese_gestures", "asl_letters_davidlee", "sign_digits", "grocery_holding")
+VALIDATION_SETS = ("emrecandir_gestures", "rf100_korean_signs")
+TEST_SETS = ("dexretargeting_video", "yolov5demo_signs", "wallet_phone_earpods", "sign_detection_78n0m")
+HELD_OUT_PERCENT = 15  # of the hand-free photos
+VIEWS_PER_PANORAMA = 8  # `hdri_crops` shows each panorama this often, in sequence
+
+MAX_SPREAD = 0.05  # pseudo-labels that disagree by more (of the hand's size) are mostly wrong
+SIGMA_FRACTION = 0.09  # standard deviation of a centre's Gaussian as a fraction of the box (0.54 / 6: TTFNet, 2019)
+MIN_SIGMA_CELLS = 0.6
+BOX_REGION = 0.3  # cells whose Gaussian reaches this also learn box and side
+
+
+@dataclass(frozen=True)
+class Hands:
+    """The M hands of an image.
+
+    keypoints: (M, 21, 2) float32 pixels. right: (M,) bool, as the hand appears in this image.
+    side_known: (M,) bool. trusted: (M,) bool; around an untrusted hand nothing is learnt or counted.
+    """
+
+    keypoints: NDArray[np.float32]
+    right: NDArray[np.bool_]
+    side_known: NDArray[np.bool_]
+    trusted: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        count = len(self.keypoints)
+        if self.keypoints.shape != (count, 21, 2):
+            raise ValueError(f"keypoints must be (M, 21, 2), got {self.keypoints.shape}")
+        for name in ("right", "side_known", "trusted"):
+            if getattr(self, name).shape != (count,):
+                raise ValueError(f"{name} must be ({count},), got {getattr(self, name).shape}")
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """(M, 4) xyxy: the tight boxes of the keypoints."""
+        return np.concatenate([self.keypoints.min(1), self.keypoints.max(1)], axis=1).astype(np.float32)
+
+    @staticmethod
+    def none() -> Hands:
+        """No hands."""
+        empty = np.zeros(0, bool)
+        return Hands(np.zeros((0, 21, 2), np.float32), empty, empty, empty)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Hands]) -> Hands:
+        """All hands of several lists, in order."""
+        if not parts:
+            return Hands.none()
+        return Hands(
+            *(np.concatenate([getattr(p, n) for p in parts]) for n in ("keypoints", "right", "side_known", "trusted"))
+        )
+
+    def select(self, index: NDArray) -> Hands:
+        """The hands of a boolean mask or an index array."""
+        return Hands(self.keypoints[index], self.right[index], self.side_known[index], self.trusted[index])
+
+    def moved(self, affine: NDArray) -> Hands:
+        """After the (2, 3) pixel transform `affine`; one that mirrors (negative determinant) swaps the sides."""
+        keypoints = (self.keypoints @ affine[:, :2].T + affine[:, 2]).astype(np.float32)
+        mirrors = np.linalg.det(affine[:, :2]) < 0
+        return Hands(keypoints, self.right ^ mirrors, self.side_known, self.trusted)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """image: (H, W, 3) uint8 RGB. alpha: (H, W) uint8 for a cut-out, None for a whole photo."""
+
+    image: NDArray[np.uint8]
+    hands: Hands = field(default_factory=Hands.none)
+    alpha: NDArray[np.uint8] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"{self.source}: image must be uint8 (H, W, 3), got {self.image.shape}")
+        if self.alpha is not None and self.alpha.shape != self.image.shape[:2]:
+            raise ValueError(f"{self.source}: alpha {self.alpha.shape} does not fit image {self.image.shape}")
+
+
+def load_photos(folder: str | Path, max_side: int | None = None) -> list[Photo]:
+    """The labelled photos of one set, by name; larger ones are shrunk to `max_side` pixels.
+
+    Raises FileNotFoundError without a labels.json, ValueError for a photo that cannot be read.
+    """
+    folder = Path(folder)
+    labels = folder / "labels.json"
+    if not labels.is_file():
+        raise FileNotFoundError(f"{labels} is missing: a set of hand photos needs its labels")
+    entries = json.loads(labels.read_text())
+    return [
+        _shrunk(_read_image(folder / name), max_side, _parse_hands(entry["hands"]), str(folder / name))
+        for name, entry in sorted(entries.items())
+    ]
+
+
+def load_plain(folders: Iterable[str | Path], held_out: bool, max_side: int | None = None) -> list[Photo]:
+    """The hand-free photos of some folders: those held out from training, or the others."""
+    photos = []
+    for folder in map(Path, folders):
+        names = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        if not names:
+            raise FileNotFoundError(f"{folder} holds no photos")
+        for path in names:
+            if is_held_out(folder.name, path.stem) == held_out:
+                photos.append(_shrunk(_read_image(path), max_side, Hands.none(), str(path)))
+    return photos
+
+
+def is_held_out(folder: str, stem: str) -> bool:
+    """Whether a hand-free photo is kept out of training: fixed by its name, views of one panorama together."""
+    group = str(int(stem) // VIEWS_PER_PANORAMA) if folder == "hdri_crops" else stem
+    return zlib.crc32(f"{folder}/{group}".encode()) % 100 < HELD_OUT_PERCENT
+
+
+def plain_folders(root: str | Path) -> list[Path]:
+    """The folders of hand-free photos under ROOT/backgrounds and ROOT/people."""
+    return sorted(p for kind in ("backgrounds", "people") for p in (Path(root) / kind).iterdir() if p.is_dir())
+
+
+def load_cutouts(root: str | Path, limit: int | None = None) -> list[Photo]:
+    """Rendered hands with alpha from a set in FreiHAND's layout; with `limit`, evenly spread over the set.
+
+    Raises ValueError where the set has no alpha.
+    """
+    samples = FreiHandDataset(Path(root))
+    count = len(samples) if limit is None else min(limit, len(samples))
+    cutouts = []
+    for index in np.linspace(0, len(samples) - 1, count).astype(int):
+        sample = samples[int(index)]
+        if sample.alpha is None:
+            raise ValueError(f"cut-out {index} of {root} has no alpha")
+        known = np.ones(1, bool)
+        hands = Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known)
+        cutouts.append(Photo(sample.image, hands, sample.alpha, f"{root}/{index:08d}"))
+    return cutouts
+
+
+def _parse_hands(entries: list[dict]) -> Hands:
+    if not entries:
+        return Hands.none()
+    return Hands(
+        keypoints=np.asarray([e["kp2d"] for e in entries], np.float32),
+        right=np.asarray([e["side"] == "right" for e in entries]),
+        side_known=np.asarray([e["side_votes"] >= max(4, e["votes"] - 1) for e in entries]),
+        trusted=np.asarray([e["spread"] <= MAX_SPREAD for e in entries]),
+    )
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path} is not an image that can be read")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def _shrunk(image: NDArray[np.uint8], max_side: int | None, hands: Hands, source: str) -> Photo:
+    height, width = image.shape[:2]
+    if max_side is not None and max(height, width) > max_side:
+        scale = max_side / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        hands = hands.moved(resize_affine((width, height), size))
+    return Photo(image, hands, None, source)
+
+
+def resize_affine(source: tuple[int, int], target: tuple[int, int]) -> NDArray[np.float64]:
+    """(2, 3) transform of pixel coordinates (integer centres) under a resize from (w, h) to (w, h)."""
+    scale = np.array([target[0] / source[0], target[1] / source[1]])
+    return np.column_stack([np.diag(scale), 0.5 * scale - 0.5])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Dense targets at stride 8, (h, w) cells; all float32.
+
+    heatmap: (1, h, w) Gaussians around the centres, 1 in a centre's cell. counted: (1, h, w) 0 where nothing is
+    known. boxes: (4, h, w) l, t, r, b pixels from the cell's centre. box_weight: (1, h, w) sums to 1 for each hand.
+    right: (1, h, w) 1 for a right hand. right_weight: (1, h, w) like box_weight, 0 where the side is unknown.
+    """
+
+    heatmap: NDArray[np.float32]
+    counted: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    box_weight: NDArray[np.float32]
+    right: NDArray[np.float32]
+    right_weight: NDArray[np.float32]
+
+
+def encode(hands: Hands, width: int, height: int, stride: int = 8) -> Targets:
+    """The targets of a frame of width x height pixels. A hand whose centre lies outside is only ignored."""
+    columns, rows = width // stride, height // stride
+    xs = (np.arange(columns) + 0.5) * stride - 0.5
+    ys = (np.arange(rows) + 0.5) * stride - 0.5
+    heatmap = np.zeros((rows, columns), np.float32)
+    counted = np.ones_like(heatmap)
+    boxes = np.zeros((4, rows, columns), np.float32)
+    box_weight, right, right_weight = np.zeros_like(heatmap), np.zeros_like(heatmap), np.zeros_like(heatmap)
+    learnt = []
+    for index, (x1, y1, x2, y2) in enumerate(hands.boxes):
+        column = int(np.floor(((x1 + x2) / 2 + 0.5) / stride))
+        row = int(np.floor(((y1 + y2) / 2 + 0.5) / stride))
+        if not (hands.trusted[index] and 0 <= column < columns and 0 <= row < rows):
+            inside = (ys[:, None] >= y1 - stride) & (ys[:, None] <= y2 + stride)
+            counted[inside & (xs >= x1 - stride) & (xs <= x2 + stride)] = 0
+            continue
+        sigma_x = max(SIGMA_FRACTION * (x2 - x1) / stride, MIN_SIGMA_CELLS)
+        sigma_y = max(SIGMA_FRACTION * (y2 - y1) / stride, MIN_SIGMA_CELLS)
+        across = ((np.arange(columns) - column) / sigma_x) ** 2
+        down = ((np.arange(rows) - row) / sigma_y) ** 2
+        gaussian = np.exp(-0.5 * (down[:, None] + across)).astype(np.float32)
+        learnt.append((index, row, column, gaussian))
+    for index, _, _, gaussian in learnt:
+        owned = (gaussian > heatmap) & (gaussian >= BOX_REGION)
+        x1, y1, x2, y2 = hands.boxes[index]
+        distances = np.broadcast_arrays(xs - x1, (ys - y1)[:, None], x2 - xs, (y2 - ys)[:, None])
+        boxes[:, owned] = np.stack(distances)[:, owned]
+        box_weight[owned] = gaussian[owned] / gaussian[owned].sum() if owned.any() else 0
+        right[owned] = float(hands.right[index])
+        right_weight[owned] = box_weight[owned] * float(hands.side_known[index])
+        heatmap = np.maximum(heatmap, gaussian)
+    for _, row, column, _ in learnt:
+        counted[row, column] = 1
+    return Targets(heatmap[None], counted[None], boxes, box_weight[None], right[None], right_weight[None])

@@ -1,0 +1,333 @@
+"""Training of the hand detector: composed frames, resumable, and an exported graph at the end.
+
+python -m handmesh.training.detector --data PHOTOS --run FOLDER [--rendered SET] [--minutes 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+from handmesh.datasets.detection import (
+    TRAIN_SETS,
+    Targets,
+    encode,
+    load_cutouts,
+    load_photos,
+    load_plain,
+    plain_folders,
+)
+from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
+from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput, export_detector
+from handmesh.training.cpu_kernels import accelerate
+from handmesh.training.cpu_ops import reuse_freed_memory
+from handmesh.training.warm_start import imagenet_weights
+
+logger = logging.getLogger(__name__)
+
+PHOTO_SIDE = 320
+SET_WEIGHTS = {
+    "subhi_webcam": 0.36,
+    "lebanese_gestures": 0.27,
+    "asl_letters_davidlee": 0.2,
+    "sign_digits": 0.14,
+    "grocery_holding": 0.03,
+}
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Everything that decides a run but its data; lengths are in samples, `ema_decay` is per step."""
+
+    samples: int = 60_000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 3_000
+    weight_decay: float = 0.02
+    clip_norm: float = 5.0
+    ema_decay: float = 0.995
+    frozen_stages: int = 2  # the first stages of the backbone keep their ImageNet weights
+    box_weight: float = 1.0
+    side_weight: float = 0.3
+    rendered_limit: int = 6_000  # rendered hands that are kept in memory
+    seed: int = 1
+    composer: ComposerConfig = field(default_factory=ComposerConfig)
+
+    def __post_init__(self) -> None:
+        if self.samples < self.batch_size or self.batch_size < 1:
+            raise ValueError(f"need samples >= batch_size >= 1, got {self.samples} and {self.batch_size}")
+
+    def rate_at(self, seen: int) -> float:
+        """Learning rate after `seen` samples: linear warm-up, then half a cosine down to 1 %."""
+        progress = min(1.0, seen / self.samples)
+        cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))
+        return float(self.learning_rate * min(1.0, (seen + 1) / max(1, self.warmup)) * cosine)
+
+
+class FrameStream(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Item i is the whole batch of step i: frames (B, H, W, 3) uint8 and stacked `Targets`."""
+
+    def __init__(self, pictures: Pictures, config: DetectorConfig) -> None:
+        self.pictures, self.config = pictures, config
+        self.steps = config.samples // config.batch_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        config, composer = self.config, self.config.composer
+        images, targets = [], []
+        for place in range(config.batch_size):
+            rng = np.random.default_rng([config.seed, step, place])
+            frame = compose(self.pictures, composer, rng)
+            images.append(frame.image)
+            targets.append(encode(frame.hands, composer.width, composer.height, STRIDE))
+        return torch.from_numpy(np.stack(images)), stack_targets(targets)
+
+
+def stack_targets(targets: Sequence[Targets]) -> dict[str, Tensor]:
+    """The fields of B targets, each stacked to (B, c, h, w)."""
+    rows = [vars(t) for t in targets]
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def detector_loss(
+    output: DetectorOutput, targets: dict[str, Tensor], config: DetectorConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the three losses and its parts, each per hand (0-d tensors).
+
+    Centres: penalty-reduced focal loss (Law and Deng, "CornerNet", 2018; alpha 2, beta 4). Boxes: generalised IoU
+    (Rezatofighi et al., 2019). Sides: cross-entropy.
+    """
+    hands = targets["box_weight"].sum().clamp_min(1.0)
+    terms = {
+        "centre": (centre_loss(output.centre, targets["heatmap"]) * targets["counted"]).sum() / hands,
+        "box": (box_loss(output.boxes, targets["boxes"]) * targets["box_weight"]).sum() / hands,
+    }
+    side = functional.binary_cross_entropy_with_logits(output.right, targets["right"], reduction="none")
+    terms["side"] = (side * targets["right_weight"]).sum() / targets["right_weight"].sum().clamp_min(1.0)
+    total = terms["centre"] + config.box_weight * terms["box"] + config.side_weight * terms["side"]
+    return total, terms
+
+
+def centre_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
+    """Per cell (same shape): focal loss where the heatmap is 1, reduced near a centre elsewhere."""
+    probability = torch.sigmoid(logits)
+    found = -functional.logsigmoid(logits) * (1 - probability) ** 2
+    empty = -functional.logsigmoid(-logits) * probability**2 * (1 - heatmap) ** 4
+    return torch.where(heatmap >= 1, found, empty)
+
+
+def box_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Per cell (N, 1, h, w): 1 - generalised IoU of two boxes (N, 4, h, w) given as l, t, r, b from one point."""
+    low = torch.minimum(predicted, wanted)
+    high = torch.maximum(predicted, wanted)
+    shared = (low[:, :2] + low[:, 2:]).clamp_min(0).prod(1, keepdim=True)
+    hull = (high[:, :2] + high[:, 2:]).clamp_min(0).prod(1, keepdim=True)
+    areas = [(b[:, :2] + b[:, 2:]).clamp_min(0).prod(1, keepdim=True) for b in (predicted, wanted)]
+    union = (areas[0] + areas[1] - shared).clamp_min(1e-3)
+    return 1 - shared / union + (hull - union) / hull.clamp_min(1e-3)
+
+
+class DetectorTrainer:
+    """One run in a folder; `run()` goes on from its `last.pt` if there is one."""
+
+    def __init__(self, config: DetectorConfig, folder: Path, pictures: Pictures, network: DetectorNetwork) -> None:
+        self.config, self.folder = config, folder
+        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.frozen = _freeze(self.network, config.frozen_stages)
+        self.averaged = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
+        self.optimizer = torch.optim.AdamW(_groups(self.network, config.weight_decay), lr=config.learning_rate)
+        self.step = 0
+        self.stream = FrameStream(pictures, config)
+        if (folder / "last.pt").is_file():
+            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
+        accelerate(self.network)
+
+    def run(self, minutes: float = float("inf"), workers: int = 1, save_every_s: float = 180) -> bool:
+        """Train until all samples are seen (True) or the time is up (False)."""
+        started = saved = marked = time.monotonic()
+        sums: dict[str, float] = {}
+        for images, targets in self._batches(workers):
+            for name, value in self._train_step(images, targets).items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.step += 1
+            now = time.monotonic()
+            if self.step % 50 == 0:
+                count = 50 * self.config.batch_size
+                self._record({"rate": count / (now - marked), **{k: v / 50 for k, v in sums.items()}})
+                sums, marked = {}, now
+            time_up = now - started > minutes * 60
+            if time_up or now - saved > save_every_s or self.step == self.stream.steps:
+                self.save()
+                saved = now
+            if time_up:
+                break
+        return self.step >= self.stream.steps
+
+    @property
+    def best(self) -> DetectorNetwork:
+        """The averaged network."""
+        network = DetectorNetwork()
+        network.load_state_dict(self.averaged.module.state_dict())
+        return network.eval()
+
+    def save(self) -> None:
+        """Write `last.pt` (to go on) and `network.pt` (the averaged weights), each at once or not at all."""
+        averaged = self.averaged.module.state_dict()
+        full = {
+            "network": self.network.state_dict(),
+            "averaged": averaged,
+            "averaged_steps": self.averaged.n_averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "batch_size": self.config.batch_size,
+        }
+        for name, content in (("last.pt", full), ("network.pt", averaged)):
+            temporary = self.folder / f".{name}"
+            torch.save(content, temporary)
+            temporary.replace(self.folder / name)
+
+    def _batches(self, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        order = range(self.step, self.stream.steps)
+        yield from DataLoader(self.stream, batch_size=None, sampler=order, num_workers=workers)
+
+    def _train_step(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
+        rate = self.config.rate_at(self.step * self.config.batch_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        for part in self.frozen:
+            part.eval()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = self.network(images)
+        loss, terms = detector_loss(output, targets, self.config)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.averaged.update_parameters(self.network)
+        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+    def _record(self, row: dict[str, float]) -> None:
+        row = {"seen": self.step * self.config.batch_size, **row}
+        path = self.folder / "log.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow({name: f"{value:.5g}" for name, value in row.items()})
+        logger.info(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
+
+    def _restore(self, stored: dict[str, Any]) -> None:
+        if stored["batch_size"] != self.config.batch_size:
+            raise ValueError(
+                f"{self.folder / 'last.pt'} was trained with batches of {stored['batch_size']}, "
+                f"this run has {self.config.batch_size}: resume with the same"
+            )
+        self.network.load_state_dict(stored["network"])
+        self.averaged.module.load_state_dict(stored["averaged"])
+        self.averaged.n_averaged.copy_(stored["averaged_steps"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.step = stored["step"]
+
+
+def _freeze(network: DetectorNetwork, stages: int) -> list[nn.Module]:
+    """The stem and the first stages of the backbone, which are not trained (nothing for 0)."""
+    if stages == 0:
+        return []
+    backbone: Any = network.backbone
+    parts: list[nn.Module] = [backbone.conv_stem, backbone.bn1, *list(backbone.blocks)[:stages]]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def imagenet_network() -> DetectorNetwork:
+    """An untrained detector on a backbone with ImageNet weights (Apache-2.0, from an installed package)."""
+    network, weights = DetectorNetwork(), imagenet_weights()
+    network.backbone.load_state_dict({name: weights[name] for name in network.backbone.state_dict()})
+    return network
+
+
+def load_pictures(data: Path, rendered: Sequence[Path], limit: int) -> Pictures:
+    """All training pictures, in memory. Photos without a hand that MediaPipe found are left out."""
+    folders = plain_folders(data)
+    kinds = {
+        kind: load_plain([f for f in folders if f.parent.name == kind], held_out=False, max_side=PHOTO_SIDE)
+        for kind in ("backgrounds", "people")
+    }
+    sets = [[p for p in load_photos(data / "hands" / name, PHOTO_SIDE) if len(p.hands)] for name in TRAIN_SETS]
+    cutouts = [photo for root in rendered for photo in load_cutouts(root, limit // len(rendered))]
+    return Pictures(sets, [SET_WEIGHTS[n] for n in TRAIN_SETS], kinds["backgrounds"], kinds["people"], cutouts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the hand detector and export it."""
+    parser = argparse.ArgumentParser(prog="handmesh.training.detector", description=main.__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with hands/, backgrounds/ and people/")
+    parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log; goes on")
+    parser.add_argument("--rendered", type=Path, nargs="*", default=[], help="rendered sets with alpha")
+    parser.add_argument("--init", type=Path, help="network.pt of an earlier run to start from")
+    parser.add_argument("--export", type=Path, help="write the graph here (default: detector.onnx in the run)")
+    parser.add_argument("--samples", type=int, default=DetectorConfig.samples)
+    parser.add_argument("--width", type=int, default=ComposerConfig.width, help="of the frames; less is faster")
+    parser.add_argument("--height", type=int, default=ComposerConfig.height)
+    parser.add_argument("--learning-rate", type=float, default=DetectorConfig.learning_rate)
+    parser.add_argument("--seed", type=int, default=DetectorConfig.seed)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
+    parser.add_argument("--workers", type=int, default=1, help="processes that compose frames")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    reuse_freed_memory()
+    cv2.setNumThreads(0)  # its threads do not survive the fork of the workers
+
+    composer = ComposerConfig(width=args.width, height=args.height)
+    if args.rendered:
+        composer = replace(composer, scene=0.3, collage=0.2, rendered=0.33)
+    config = DetectorConfig(samples=args.samples, learning_rate=args.learning_rate, seed=args.seed, composer=composer)
+    args.run.mkdir(parents=True, exist_ok=True)
+    (args.run / "config.txt").write_text(f"{asdict(config)}\n")
+    torch.manual_seed(config.seed)
+    if args.init is None:
+        network = imagenet_network()
+    else:
+        network = DetectorNetwork()
+        network.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
+    pictures = load_pictures(args.data, args.rendered, config.rendered_limit)
+    trainer = DetectorTrainer(config, args.run, pictures, network)
+    done = trainer.run(minutes=args.minutes, workers=args.workers)
+    logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
+    export_detector(trainer.best, args.export or args.run / "detector.onnx")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
