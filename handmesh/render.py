@@ -92,11 +92,13 @@ def draw_text(frame: Image, lines: Sequence[str], origin: tuple[int, int] = (10,
             cv2.putText(frame, line, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
 
 
-def draw_labels(frame: Image, hands: Sequence[HandMesh]) -> None:
-    """Write side, score and track beside every hand's box, into the frame."""
+def draw_labels(frame: Image, hands: Sequence[HandMesh], mirrored: bool = False) -> None:
+    """Write side, score and track above every hand's box, into the frame, which may have been mirrored."""
+    height, width = frame.shape[:2]
     for hand in hands:
         track = "" if hand.track_id is None else f" #{hand.track_id}"
-        x, y = np.clip(hand.box[:2], 0, (frame.shape[1] - 90, frame.shape[0] - 20))
+        left = width - 1 - hand.box[2] if mirrored else hand.box[0]
+        x, y = np.clip([left, hand.box[1] - 24], 0, [max(width - 120, 0), max(height - 24, 0)])
         draw_text(frame, [f"{hand.side} {hand.score:.2f}{track}"], (int(x), int(y)))
 
 

@@ -1,0 +1,285 @@
+"""The command line: ``handmesh image|video|webcam`` for everybody, ``train`` and ``data`` with the `train` extra."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from handmesh.estimator import HandMeshEstimator
+    from handmesh.tracker import HandTracker
+    from handmesh.video import FrameSource
+
+OUT = Path("out")
+
+#: Commands that need the `train` extra: name -> (module with a main(argv), what it does).
+TRAIN_COMMANDS = {
+    "train": ("handmesh.training.loop", "train a hand network"),
+    "data": ("handmesh.synthesis.synthesize", "render synthetic training data"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TRAIN_COMMANDS:
+        return _forward(arguments[0], arguments[1:])
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    return _report_errors(lambda: run(options))
+
+
+def image_main(argv: Sequence[str] | None = None, pictures: Sequence[Path] = ()) -> int:
+    """``handmesh image``; `pictures` are what it takes where the user names none."""
+    parser = argparse.ArgumentParser(description="Draw the hands of pictures.")
+    _add_image_options(parser, pictures)
+    options = parser.parse_args(argv)
+    return _report_errors(lambda: _image(options))
+
+
+def video_main(argv: Sequence[str] | None = None) -> int:
+    """``handmesh video``."""
+    parser = argparse.ArgumentParser(description="Draw the hands of a video.")
+    _add_video_options(parser)
+    options = parser.parse_args(argv)
+    return _report_errors(lambda: _video(options))
+
+
+def webcam_main(argv: Sequence[str] | None = None) -> int:
+    """``handmesh webcam``."""
+    parser = argparse.ArgumentParser(description="Draw hands live.")
+    _add_webcam_options(parser)
+    options = parser.parse_args(argv)
+    return _report_errors(lambda: _webcam(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from handmesh import __version__
+
+    parser = argparse.ArgumentParser(prog="handmesh", description="An RGB frame in, 3D hand meshes out.")
+    parser.add_argument("--version", action="version", version=f"handmesh {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_image_options(commands.add_parser("image", help="draw the hands of pictures"), ())
+    _add_video_options(commands.add_parser("video", help="draw the hands of a video"))
+    _add_webcam_options(commands.add_parser("webcam", help="draw hands live, from a camera or a clip"))
+    for name, (_, purpose) in TRAIN_COMMANDS.items():
+        commands.add_parser(name, help=f"{purpose} (needs the train extra)", add_help=False)
+    return parser
+
+
+def _add_image_options(parser: argparse.ArgumentParser, pictures: Sequence[Path]) -> None:
+    parser.add_argument(
+        "pictures",
+        nargs="*" if pictures else "+",
+        type=Path,
+        default=list(pictures),
+        metavar="PICTURE",
+        help="picture files" + (" (default: the samples)" if pictures else ""),
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="for the drawn pictures (%(default)s)")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write the meshes too: .glb .obj .ply .json .npz; with several pictures each one's name goes before",
+    )
+    _add_common_options(parser)
+    parser.set_defaults(run=_image)
+
+
+def _add_video_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", help="a video file, a folder of pictures, or: sample")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4)")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the meshes of every frame there too")
+    parser.add_argument(
+        "--format", choices=["npz", "json", "glb", "obj", "ply"], default="npz", help="of these meshes (%(default)s)"
+    )
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_common_options(parser)
+    parser.set_defaults(run=_video)
+
+
+def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        metavar="FILE|FOLDER|INDEX|sample",
+        help="what to play (the first camera; without one, the sample clip)",
+    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="record what is shown to an .mp4")
+    parser.add_argument("--no-window", action="store_true", help="show nothing")
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_common_options(parser)
+    parser.set_defaults(run=_webcam)
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
+    parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "torch"], default="onnxruntime")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def _report_errors(run: Callable[[], int]) -> int:
+    """Users' mistakes and missing things as one line; our own mistakes keep their traceback."""
+    from handmesh.video import CameraLostError
+
+    try:
+        return run()
+    except (FileNotFoundError, ValueError, CameraLostError, ModuleNotFoundError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _forward(command: str, arguments: Sequence[str]) -> int:
+    module, purpose = TRAIN_COMMANDS[command]
+    try:
+        run = import_module(module).main
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "handmesh":
+            raise
+        print(
+            f"error: to {purpose}, install the train extra: pip install 'handmesh[train]' ({error.name} is missing)",
+            file=sys.stderr,
+        )
+        return 1
+    return run(list(arguments)) or 0
+
+
+def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
+    from handmesh.estimator import HandMeshEstimator
+
+    return HandMeshEstimator.from_pretrained(options.weights, runtime=options.runtime, threads=options.threads)
+
+
+def _tracker(options: argparse.Namespace) -> HandTracker:
+    from handmesh.tracker import HandTracker
+
+    return HandTracker(_estimator(options))
+
+
+def _image(options: argparse.Namespace) -> int:
+    from handmesh.annotate import annotate_picture
+    from handmesh.render import Overlay
+    from handmesh.video import IMAGE_SUFFIXES
+
+    estimator = _estimator(options)
+    failed = 0
+    for picture in options.pictures:
+        suffix = picture.suffix if picture.suffix.lower() in IMAGE_SUFFIXES else ".png"
+        output = options.out / f"{picture.stem}_hands{suffix}"
+        save = options.save
+        if save is not None and len(options.pictures) > 1:
+            save = save.with_name(f"{picture.stem}_{save.name}")
+        try:
+            hands = annotate_picture(estimator, picture, output, Overlay(skeleton=True), save)
+        except (FileNotFoundError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        found = ", ".join(f"{hand.side} hand {hand.score:.2f}" for hand in hands) or "no hand"
+        print(f"{picture}: {found} -> {output}" + (f", {save}" if save is not None and hands else ""))
+    return 1 if failed else 0
+
+
+def _video(options: argparse.Namespace) -> int:
+    from handmesh.annotate import annotate_video
+    from handmesh.render import Overlay
+    from handmesh.video import open_source
+
+    tracker = _tracker(options)
+    with open_source(options.video) as source:
+        output = options.out or OUT / f"{Path(source.name).stem}_hands.mp4"
+        report = annotate_video(
+            tracker,
+            source,
+            output,
+            Overlay(),
+            options.save,
+            f".{options.format}",
+            options.max_frames,
+            _progress(source) if sys.stderr.isatty() else None,
+        )
+    print(
+        f"{report.frames} frames, a mesh in {report.frames_with_hand} of them; {report.fps:.1f} frames a second with "
+        f"reading, drawing and writing, of which hands took {report.tracking_ms:.1f} ms a frame"
+    )
+    print(f"wrote {output}" + (f" and meshes to {options.save}" if options.save else ""))
+    return 0
+
+
+def _progress(source: FrameSource) -> Callable[[int], None]:
+    of = f"/{source.frame_count}" if source.frame_count else ""
+
+    def show(done: int) -> None:
+        if done % 10 == 0 or done == source.frame_count:
+            print(
+                f"\r{source.name}: {done}{of} frames", end="\n" if done == source.frame_count else "", file=sys.stderr
+            )
+
+    return show
+
+
+def _webcam(options: argparse.Namespace) -> int:
+    from handmesh.live import KEYS_HELP, LiveSession, Window, display_problem
+    from handmesh.video import SAMPLE_CLIP, open_source
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # complete the recording when the system ends us
+    tracker = _tracker(options)
+    source = _open_live_source(options.source)
+    with source:
+        window, record = None, options.record
+        problem = None if options.no_window else display_problem()
+        if problem is not None:
+            record = record or OUT / "webcam.mp4"
+            print(f"{problem}: recording to {record} instead of showing a window")
+        elif not options.no_window:
+            window = Window()
+            print(KEYS_HELP)
+        session = LiveSession(
+            tracker,
+            OUT,
+            window=window,
+            record=record,
+            mirror=source.live,
+            max_frames=options.max_frames,
+            say=print,
+        )
+        report = session.play(source)
+    while source.name == SAMPLE_CLIP.name and session.window is not None and not report.stopped:
+        with open_source("sample") as again:
+            report = session.play(again)
+    if session.window is not None:
+        session.window.close()
+    stages = ", ".join(f"{name} {ms:.1f} ms" for name, ms in report.stages_ms.items())
+    print(
+        f"{report.frames} frames, a mesh in {report.frames_with_hand} of them; "
+        f"{report.fps:.1f} frames a second; {stages}"
+    )
+    return 0
+
+
+def _open_live_source(spec: str | None) -> FrameSource:
+    from handmesh.video import CameraLostError, open_source
+
+    if spec is not None:
+        return open_source(spec)
+    try:
+        return open_source(0)
+    except CameraLostError as error:
+        print(f"{error}: playing the sample clip instead (--source plays another file or camera)")
+        return open_source("sample")

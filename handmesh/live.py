@@ -1,0 +1,277 @@
+"""The live loop: frames in, hands drawn on them in a window or a recording, keys to change what is shown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.export import export_hands
+from handmesh.render import Overlay, draw_labels, draw_text
+from handmesh.smoothing import Smoothing
+from handmesh.video import FrameSource, VideoWriter
+
+if TYPE_CHECKING:
+    from handmesh.records import HandMesh
+    from handmesh.tracker import HandTracker
+
+Say = Callable[[str], None]
+
+KEYS_HELP = (
+    "keys: m mesh, k skeleton, x mirror, g snapshot to .glb, r record, t smoothing, q or Esc quit (in the window)"
+)
+_TITLE = "handmesh"
+_ESCAPE = 27
+
+
+def display_problem() -> str | None:
+    """Why no window can be shown here, or None where it can.
+
+    A second process tries it out, because a missing display makes some window systems end the whole program.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set)"
+    trial = "import cv2; cv2.namedWindow('handmesh'); cv2.waitKey(1); cv2.destroyAllWindows()"
+    try:
+        done = subprocess.run([sys.executable, "-c", trial], capture_output=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return "the display does not answer"
+    return None if done.returncode == 0 else "OpenCV cannot open a window on this display"
+
+
+class Window:
+    """A window on the screen. Closing it by its button counts as the key q."""
+
+    def __init__(self) -> None:
+        cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        self._shown = False
+
+    def show(self, frame: NDArray[np.uint8], wait_s: float) -> str:
+        """Show an RGB frame, wait for a key for at most wait_s seconds, and name the key; "" for none."""
+        if not self._shown:
+            cv2.resizeWindow(_TITLE, frame.shape[1], frame.shape[0])
+        elif cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) < 1:
+            return "q"
+        self._shown = True
+        cv2.imshow(_TITLE, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        key = cv2.waitKey(max(1, round(1000 * wait_s))) & 0xFF
+        return "q" if key == _ESCAPE else chr(key).lower() if key < 128 else ""
+
+    def close(self) -> None:
+        cv2.destroyAllWindows()
+        cv2.waitKey(1)  # some window systems close only when asked for events
+
+
+@dataclass
+class Pace:
+    """Milliseconds of the loop's stages and frames a second, as running means."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+    fps: float = 0.0
+    _last_s: float | None = None
+
+    def measure(self, stage: str, since_s: float) -> float:
+        """Note the time since the moment `since_s`; returns now."""
+        now = time.perf_counter()
+        taken_ms = 1000 * (now - since_s)
+        self.stages[stage] = _running_mean(self.stages.get(stage), taken_ms)
+        return now
+
+    def tick(self) -> None:
+        """Note that a frame is done."""
+        now = time.perf_counter()
+        if self._last_s is not None:
+            interval = _running_mean(1 / self.fps if self.fps else None, now - self._last_s)
+            self.fps = 1 / interval
+        self._last_s = now
+
+    def lines(self) -> list[str]:
+        """Two lines for the picture's corner."""
+        return [f"{self.fps:.0f} FPS", "  ".join(f"{name} {ms:.1f} ms" for name, ms in self.stages.items())]
+
+
+def _running_mean(old: float | None, new: float, weight: float = 0.1) -> float:
+    return new if old is None else old + weight * (new - old)
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """How a live session went: frames shown, frames with a hand, mean milliseconds by stage, whether it was stopped."""
+
+    frames: int
+    frames_with_hand: int
+    fps: float
+    stages_ms: dict[str, float]
+    stopped: bool
+
+
+class LiveSession:
+    """Plays sources through a tracker until they end or the user stops; keeps the view and recording in between.
+
+    Args:
+        tracker: finds the hands.
+        out: folder for snapshots and for recordings started by key.
+        window: None to show nothing.
+        record: an .mp4 to record from the start.
+        mirror: show the picture as a mirror does.
+        max_frames: stop after so many frames.
+        say: takes messages for the user.
+    """
+
+    def __init__(
+        self,
+        tracker: HandTracker,
+        out: Path,
+        *,
+        window: Window | None = None,
+        record: Path | None = None,
+        mirror: bool = False,
+        max_frames: int | None = None,
+        say: Say,
+    ) -> None:
+        self.overlay = Overlay()
+        self.mirror = mirror
+        self.window = window
+        self._tracker, self._out, self._say = tracker, out, say
+        self._max_frames = max_frames
+        self._smoothing = tracker.smoothing or Smoothing()
+        self._record_to = record
+        self._writer: VideoWriter | None = None
+        self._hands: list[HandMesh] = []
+        self._pace = Pace()
+        self._frames = self._frames_with_hand = 0
+        self._started_s = time.perf_counter()
+        self._stopped = False
+        self._keys: dict[str, Callable[[], None]] = {
+            "m": lambda: self._set_overlay(mesh=not self.overlay.mesh),
+            "k": lambda: self._set_overlay(skeleton=not self.overlay.skeleton),
+            "x": self._toggle_mirror,
+            "g": self._snapshot,
+            "r": self._toggle_recording,
+            "t": self._toggle_smoothing,
+            "q": self._stop,
+        }
+
+    def play(self, source: FrameSource) -> LiveReport:
+        """Play a source to its end or until the user stops, then complete the recording.
+
+        Ctrl-C stops too. A `CameraLostError` is passed on after the recording is complete.
+        """
+        self._tracker.reset()
+        self._stopped = False
+        try:
+            self._loop(source)
+        except KeyboardInterrupt:
+            self._say("stopped by Ctrl-C")
+            self._stopped = True
+        finally:
+            self._finish_recording()
+        elapsed = time.perf_counter() - self._started_s
+        return LiveReport(
+            self._frames, self._frames_with_hand, self._frames / elapsed, dict(self._pace.stages), self._stopped
+        )
+
+    def press(self, key: str) -> None:
+        """Do what a key stands for; unknown keys do nothing."""
+        self._keys.get(key, lambda: None)()
+
+    def _loop(self, source: FrameSource) -> None:
+        begun_s = moment = time.perf_counter()
+        for frame, time_s in source:
+            moment = self._pace.measure("read", moment)
+            self._hands = self._tracker(frame, time_s)
+            moment = self._pace.measure("hands", moment)
+            picture = self._draw(frame)
+            moment = self._pace.measure("draw", moment)
+            self._record(picture, source, time_s)
+            self._frames += 1
+            self._frames_with_hand += bool(self._hands)
+            self._pace.tick()
+            early_s = 0.0 if source.live else begun_s + time_s + 1 / source.fps - time.perf_counter()
+            self._show(picture, early_s, source)
+            if self._frames == self._max_frames:
+                self._stop()
+            if self._stopped:
+                return
+            moment = time.perf_counter()
+
+    def _draw(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        picture = self.overlay.draw(frame, self._hands)
+        if self.mirror:
+            picture = np.ascontiguousarray(picture[:, ::-1])
+        draw_labels(picture, self._hands, mirrored=self.mirror)
+        recording = ["REC"] if self._record_to is not None else []
+        draw_text(picture, [*self._pace.lines(), *recording])
+        return picture
+
+    def _show(self, picture: NDArray[np.uint8], wait_s: float, source: FrameSource) -> None:
+        if self.window is None:
+            return
+        try:
+            key = self.window.show(picture, wait_s)
+        except cv2.error as error:
+            self.window = None
+            self._say(f"the window failed ({error.err}); going on without it")
+            if self._record_to is None:
+                self._toggle_recording()
+            return
+        self.press(key)
+
+    def _record(self, picture: NDArray[np.uint8], source: FrameSource, time_s: float) -> None:
+        if self._record_to is None:
+            return
+        if self._writer is None:
+            self._writer = VideoWriter(self._record_to, source.fps)
+        self._writer.write(picture, time_s if source.live else None)
+
+    def _finish_recording(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._say(f"recorded {self._writer.frames_written} frames to {self._writer.path}")
+        self._writer = self._record_to = None
+
+    def _set_overlay(self, **changes: bool) -> None:
+        self.overlay = replace(self.overlay, **changes)
+
+    def _toggle_mirror(self) -> None:
+        self.mirror = not self.mirror
+
+    def _toggle_recording(self) -> None:
+        if self._record_to is not None:
+            self._finish_recording()
+            return
+        self._record_to = _free_name(self._out / "webcam.mp4")
+        self._say(f"recording to {self._record_to}")
+
+    def _toggle_smoothing(self) -> None:
+        self._tracker.smoothing = None if self._tracker.smoothing else self._smoothing
+        self._say(f"smoothing {'on' if self._tracker.smoothing else 'off'}")
+
+    def _snapshot(self) -> None:
+        if not self._hands:
+            self._say("no hand in sight to save")
+            return
+        path = _free_name(self._out / "snapshot.glb")
+        export_hands(self._hands, path)
+        self._say(f"saved {len(self._hands)} hand(s) to {path}")
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+
+def _free_name(path: Path) -> Path:
+    """The path, numbered -2, -3, ... where it is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
