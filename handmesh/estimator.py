@@ -284,7 +284,7 @@ def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def solve_translation(
-    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 4
+    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 6
 ) -> NDArray[np.float64]:
     """Where hands stand so that their joints project onto their keypoints: (N, 3) metres.
 

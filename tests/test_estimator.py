@@ -1,0 +1,400 @@
+"""The way from a frame to meshes: mirror laws, the camera, gates, boxes and sides, and every kind of bad input."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import graphs
+import numpy as np
+import pytest
+import trimesh
+from scipy.spatial.transform import Rotation
+
+from handmesh.crop import view_rotation
+from handmesh.estimator import MIN_DEPTH_M, HandMeshEstimator, box_of_keypoints, solve_translation
+from handmesh.records import Camera
+
+CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)
+MIRROR = np.array([-1.0, 1.0, 1.0])
+BOX = [135.0, 85.0, 265.0, 215.0]
+FOCAL = 320 / np.tan(np.radians(30))  # of the assumed camera at 640 px
+
+
+@pytest.fixture
+def frame(dim_frame) -> np.ndarray:
+    """A right hand at the upper left, a left one at the lower right."""
+    return graphs.draw_hand(graphs.draw_hand(dim_frame, (200, 150), 130, "right"), (450, 300), 120, "left")
+
+
+def random_joints(rng, n=20) -> np.ndarray:
+    joints = rng.uniform(-0.09, 0.09, (n, 21, 3))
+    joints[:, 0] = 0.0
+    return joints
+
+
+# --- what comes out
+
+
+def test_detected_hands_stand_where_they_are_drawn(estimator, frame):
+    hands = sorted(estimator(frame), key=lambda hand: hand.box[0])
+    assert [hand.side for hand in hands] == ["right", "left"]
+    for hand, center, width in zip(hands, [(200, 150), (450, 300)], [130, 120], strict=True):
+        wanted = np.array([*np.subtract(center, width / 2), *np.add(center, width / 2)])
+        assert np.abs(hand.box - wanted).max() < 2  # edges fall on whole pixels of a 64 px crop
+        assert hand.score > 0.99
+        assert hand.side_score > 0.99
+        assert hand.track_id is None
+        assert hand.translation[2] == pytest.approx(FOCAL * graphs.HAND_WIDTH_M / width, rel=0.1)
+        assert np.abs(hand.camera.project(hand.joints + hand.translation) - hand.joints_2d).mean() < 3
+        assert trimesh.Trimesh(hand.vertices, hand.faces, process=False).volume > 0
+
+
+def test_hand_on_the_optical_axis_is_what_the_network_said(estimator, dim_frame):
+    camera = Camera.from_fov(640, 512)
+    frame = graphs.draw_hand(dim_frame, (camera.cx, camera.cy), 128)
+    box = [camera.cx - 64, camera.cy - 64, camera.cx + 64, camera.cy + 64]
+    (hand,) = estimator(frame, boxes=[box], sides=["right"])
+    np.testing.assert_allclose(hand.vertices, graphs.VERTICES, atol=1e-6)
+    np.testing.assert_allclose(hand.joints, graphs.JOINTS, atol=1e-6)
+    np.testing.assert_allclose(Rotation.from_rotvec(hand.global_orient).as_matrix(), graphs.ROTATIONS[0], atol=1e-6)
+    np.testing.assert_allclose(Rotation.from_rotvec(hand.hand_pose).as_matrix(), graphs.ROTATIONS[1:], atol=1e-5)
+    np.testing.assert_array_equal(hand.betas, graphs.BETAS)
+    np.testing.assert_array_equal(hand.faces, graphs.FACES)
+
+
+def test_hand_off_the_axis_is_turned_by_the_ray_through_its_crop(estimator, frame):
+    (hand,) = estimator(frame, boxes=[BOX], sides=["right"], camera=CAMERA)
+    R = view_rotation(CAMERA.rays([200.0, 150.0]))
+    np.testing.assert_allclose(hand.vertices, graphs.VERTICES @ R.T, atol=1e-6)
+    np.testing.assert_allclose(hand.joints, graphs.JOINTS @ R.T, atol=1e-6)
+    np.testing.assert_allclose(
+        Rotation.from_rotvec(hand.global_orient).as_matrix(), R @ graphs.ROTATIONS[0], atol=1e-5
+    )
+    np.testing.assert_allclose(Rotation.from_rotvec(hand.hand_pose).as_matrix(), graphs.ROTATIONS[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_mirrored_frame_and_side_give_the_mirrored_mesh(estimator, dim_frame, side):
+    other = "left" if side == "right" else "right"
+    box = np.array([136.0, 86.0, 264.0, 214.0])  # 3.2 px of the frame to a pixel of the crop
+    frame = graphs.draw_hand(dim_frame, (200, 150), 128, side)
+    (hand,) = estimator(frame, boxes=[box], sides=[side], camera=CAMERA)
+    (mirrored,) = estimator(
+        frame[:, ::-1], boxes=[[639 - box[2], box[1], 639 - box[0], box[3]]], sides=[other], camera=CAMERA.mirrored()
+    )
+    assert (hand.side, mirrored.side) == (side, other)
+    for name in ("vertices", "joints"):
+        np.testing.assert_allclose(getattr(mirrored, name), getattr(hand, name) * MIRROR, atol=1e-7)
+    for name in ("global_orient", "hand_pose"):
+        np.testing.assert_allclose(getattr(mirrored, name), getattr(hand, name) * (1, -1, -1), atol=1e-5)
+    np.testing.assert_array_equal(mirrored.betas, hand.betas)
+    np.testing.assert_array_equal(mirrored.faces, hand.faces[:, ::-1])
+    seen = hand.joints_2d * (-1, 1) + (639, 0)
+    # The pictures differ by the rounding of interpolation: a hundredth of a pixel, 0.1 mm.
+    np.testing.assert_allclose(mirrored.joints_2d, seen, atol=0.02)
+    np.testing.assert_allclose(mirrored.translation, hand.translation * MIRROR, atol=2e-4)
+
+
+def test_batch_equals_singles(estimator, frame):
+    boxes, sides = [BOX, [390, 240, 510, 360], BOX], ["right", "left", "left"]
+    together = estimator(frame, boxes=boxes, sides=sides)
+    assert len(together) == 3
+    for hand, box, side in zip(together, boxes, sides, strict=True):
+        (alone,) = estimator(frame, boxes=[box], sides=[side])
+        assert alone.side == hand.side == side
+        for name in ("vertices", "joints", "translation", "joints_2d", "global_orient", "hand_pose"):
+            np.testing.assert_allclose(getattr(alone, name), getattr(hand, name), atol=1e-4)
+
+
+def test_noncontiguous_frames_and_the_frame_itself_are_safe(estimator, frame):
+    before = frame.copy()
+    plain = estimator(frame, boxes=[BOX])
+    striding = estimator(np.ascontiguousarray(frame[:, :, ::-1])[:, :, ::-1], boxes=[BOX])
+    np.testing.assert_array_equal(plain[0].joints_2d, striding[0].joints_2d)
+    np.testing.assert_array_equal(frame, before)
+
+
+# --- whose side
+
+
+def test_network_decides_where_no_side_is_given(estimator, frame):
+    boxes = [BOX, [390, 240, 510, 360]]
+    for sides in (None, [None, None], ["right", None], [None, "left"]):
+        assert [hand.side for hand in estimator(frame, boxes=boxes, sides=sides)] == ["right", "left"]
+
+
+def test_given_sides_are_kept_and_doubt_is_told(estimator, frame):
+    right, left = estimator(frame, boxes=[BOX, BOX], sides=["right", "left"])
+    assert (right.side, left.side) == ("right", "left")
+    assert right.side_score > 0.99
+    assert left.side_score < 0.01
+
+
+def test_an_undecided_network_is_run_as_a_right_hand(make_estimator, frame):
+    for right in (0.5, 0.2):  # in doubt on both runs alike: the first stands
+        (hand,) = make_estimator(right=right)(frame, boxes=[BOX])
+        assert hand.side == "right"
+        assert hand.side_score == pytest.approx(right)
+
+
+def test_detectors_side_is_overruled(estimator, frame, monkeypatch):
+    swapped = [
+        replace(found, side="left" if found.side == "right" else "right") for found in estimator.detect(frame)
+    ]
+    monkeypatch.setattr(estimator, "detector", lambda frame: swapped)
+    assert {hand.side for hand in estimator(frame) if hand.box[0] < 300} == {"right"}
+    assert {hand.side for hand in estimator(frame) if hand.box[0] > 300} == {"left"}
+
+
+# --- presence
+
+
+def test_detections_without_presence_are_dropped_but_own_boxes_kept(make_estimator, frame):
+    for presence, left in ((0.49, 0), (0.51, 2)):
+        estimator = make_estimator(presence=presence)
+        assert len(estimator(frame)) == left
+        (hand,) = estimator(frame, boxes=[BOX])
+        assert hand.score == pytest.approx(presence)
+    assert len(make_estimator(presence=0.49, presence_threshold=0.4)(frame)) == 2
+
+
+def test_empty_scene_and_no_boxes_give_an_empty_list(estimator, dim_frame):
+    assert estimator(dim_frame) == []
+    assert estimator(dim_frame, boxes=[]) == []
+    assert estimator(dim_frame, boxes=np.zeros((0, 4)), sides=[]) == []
+
+
+def test_box_on_nothing_has_a_low_score(estimator, dim_frame):
+    (hand,) = estimator(dim_frame, boxes=[BOX])
+    assert hand.score < 0.1
+
+
+# --- translation
+
+
+def test_translation_is_found_exactly_from_true_projections():
+    rng = np.random.default_rng(0)
+    joints = random_joints(rng)
+    translation = np.stack([rng.uniform(-0.3, 0.3, 20), rng.uniform(-0.3, 0.3, 20), rng.uniform(0.15, 3, 20)], -1)
+    pixels = CAMERA.project(joints + translation[:, None])
+    np.testing.assert_allclose(solve_translation(joints, pixels, CAMERA), translation, atol=1e-6)
+
+
+def test_translation_bears_keypoints_gone_astray():
+    rng = np.random.default_rng(1)
+    joints, translation = random_joints(rng), np.array([0.1, -0.05, 0.6])
+    pixels = CAMERA.project(joints + translation) + rng.normal(scale=0.5, size=(20, 21, 2))
+    pixels[:, [4, 8, 12]] += 80.0
+    error = np.linalg.norm(solve_translation(joints, pixels, CAMERA) - translation, axis=-1)
+    assert error.max() < 0.015  # plain least squares errs by more than 30 mm here
+    assert np.linalg.norm(solve_translation(joints, pixels, CAMERA, steps=0) - translation, axis=-1).min() > 0.03
+
+
+def test_translation_scales_with_the_focal_length():
+    joints = random_joints(np.random.default_rng(2)) * (1, 1, 0.1)
+    pixels = CAMERA.project(joints + np.array([0.0, 0.0, 0.8]))
+    twice = replace(CAMERA, fx=2 * CAMERA.fx, fy=2 * CAMERA.fy)
+    depth = solve_translation(joints, pixels, twice)[:, 2]
+    np.testing.assert_allclose(depth, 1.6, rtol=0.02)
+
+
+def test_translation_is_the_mirrored_one_for_mirrored_points():
+    rng = np.random.default_rng(3)
+    joints = random_joints(rng)
+    pixels = rng.uniform(100, 400, (20, 21, 2))
+    mirrored = solve_translation(joints * MIRROR, pixels * (-1, 1) + (639, 0), CAMERA.mirrored())
+    np.testing.assert_allclose(mirrored, solve_translation(joints, pixels, CAMERA) * MIRROR, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["one point", "upside down", "noise", "huge"])
+def test_impossible_keypoints_still_stand_before_the_camera(kind, caplog):
+    rng = np.random.default_rng(4)
+    joints = random_joints(rng)
+    pixels = CAMERA.project(joints + np.array([0.0, 0.0, 0.6]))
+    pixels = {
+        "one point": np.full_like(pixels, 200.0),
+        "upside down": 2 * pixels.mean(1, keepdims=True) - pixels,
+        "noise": rng.uniform(-1e3, 1e3, pixels.shape),
+        "huge": 1e5 * (pixels - 200),
+    }[kind]
+    with caplog.at_level(logging.DEBUG, "handmesh.estimator"):
+        translation = solve_translation(joints, pixels, CAMERA)
+    assert np.isfinite(translation).all()
+    assert (joints[..., 2] + translation[:, None, 2] >= MIN_DEPTH_M - 1e-9).all()
+    if kind != "noise":
+        assert "placed by their size" in caplog.text
+
+
+def test_collapsed_keypoints_make_a_hand_with_a_box_of_a_pixel(make_estimator, frame):
+    (hand,) = make_estimator(joints_2d=np.zeros((21, 2)))(frame, boxes=[BOX])
+    np.testing.assert_allclose(hand.box[2:] - hand.box[:2], 1.0)
+    np.testing.assert_allclose(box_of_keypoints(np.array([[0.0, 0], [10, 4]])), [0, 0, 10, 4])
+
+
+def test_camera_is_assumed_and_says_so(estimator, frame):
+    (assumed,) = estimator(frame, boxes=[BOX])
+    assert assumed.camera == Camera.from_fov(640, 512, 60.0)
+    assert assumed.camera.assumed
+    (given,) = estimator(frame, boxes=[BOX], camera=CAMERA)
+    assert given.camera is CAMERA
+    assert not given.camera.assumed
+
+
+# --- posing
+
+
+def test_pose_gives_back_what_the_network_gave(estimator, frame):
+    hands = estimator(frame, boxes=[BOX, BOX], sides=["right", "left"])
+    rotations = np.stack(
+        [Rotation.from_rotvec(np.vstack([hand.global_orient, hand.hand_pose])).as_matrix() for hand in hands]
+    )
+    for hand, posed in zip(
+        hands, estimator.pose(rotations, np.stack([hand.betas for hand in hands]), ["right", "left"]), strict=True
+    ):
+        np.testing.assert_allclose(posed.vertices, hand.vertices, atol=1e-6)
+        np.testing.assert_allclose(posed.joints, hand.joints, atol=1e-6)
+        np.testing.assert_array_equal(posed.faces, hand.faces)
+    assert estimator.pose(np.zeros((0, 16, 3, 3)), np.zeros((0, 10)), []) == []
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        (None, TypeError),
+        ("hand.jpg", TypeError),
+        (np.zeros((64, 64), np.uint8), ValueError),
+        (np.zeros((64, 64, 4), np.uint8), ValueError),
+        (np.zeros((64, 64, 3), np.float32), ValueError),
+        (np.zeros((0, 64, 3), np.uint8), ValueError),
+    ],
+)
+def test_bad_frames_are_refused(estimator, frame, error):
+    with pytest.raises(error, match="frame"):
+        estimator(frame)
+    with pytest.raises(error, match="frame"):
+        estimator(frame, boxes=[[0, 0, 10, 10]])
+
+
+def test_tiny_frames(estimator):
+    for shape in ((1, 1, 3), (1, 500, 3), (15, 15, 3)):
+        tiny = np.full(shape, 255, np.uint8)
+        assert estimator(tiny) == []
+        (hand,) = estimator(tiny, boxes=[[-0.5, -0.5, 0.5, 0.5]])  # one pixel
+        assert np.isfinite(hand.translation).all()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[265, 85, 135, 215]], r"boxes\[0\] must be x1, y1, x2, y2"),
+        ([BOX, [135, 215, 265, 85]], r"boxes\[1\] must be x1"),
+        ([[10, 10, 10, 20]], r"boxes\[0\] must be x1"),
+        ([[10, 10, np.nan, 20]], r"boxes\[0\] must be finite"),
+        (BOX, r"shape \(N, 4\)"),
+        ([[1, 2, 3]], r"shape \(N, 4\)"),
+        ([[-50, 10, -1, 60]], r"boxes\[0\].*outside the frame of 640 x 512"),
+        ([BOX, [640, 10, 700, 60]], r"boxes\[1\].*outside"),
+        ([[10, 600, 50, 700]], r"boxes\[0\].*outside"),
+        ([[10, -90, 50, -3]], r"boxes\[0\].*outside"),
+    ],
+)
+def test_bad_boxes_are_refused(estimator, frame, boxes, words):
+    with pytest.raises(ValueError, match=words):
+        estimator(frame, boxes=boxes)
+
+
+def test_boxes_partly_outside_are_taken(estimator, dim_frame):
+    frame = graphs.draw_hand(dim_frame, (20, 20), 120)
+    (hand,) = estimator(frame, boxes=[[-40, -40, 80, 80]], sides=["right"])
+    assert hand.score > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"boxes": [BOX], "sides": []}, ValueError, "1 boxes and 0 sides"),
+        ({"boxes": [BOX], "sides": ["left", "right"]}, ValueError, "1 boxes and 2 sides"),
+        ({"boxes": [BOX], "sides": ["Left"]}, ValueError, r"sides\[0\] must be"),
+        ({"boxes": [BOX], "sides": "left"}, TypeError, "not the string"),
+        ({"sides": ["left"]}, ValueError, "without boxes"),
+        ({"camera": "webcam"}, TypeError, "handmesh.Camera"),
+        ({"camera": Camera.from_fov(1280, 1024)}, ValueError, r"camera.resized\(640, 512\)"),
+    ],
+)
+def test_bad_arguments_are_refused(estimator, frame, arguments, error, words):
+    with pytest.raises(error, match=words):
+        estimator(frame, **arguments)
+
+
+def test_detector_may_be_missing_if_boxes_are_given(make_estimator, frame):
+    estimator = make_estimator(detector=False)
+    assert len(estimator(frame, boxes=[BOX])) == 1
+    with pytest.raises(ValueError, match="without a detector"):
+        estimator(frame)
+
+
+def test_networks_that_break_the_contract_are_named(make_estimator, frame):
+    with pytest.raises(ValueError, match=r"hand\.onnx lacks the outputs betas"):
+        make_estimator(betas=None)(frame, boxes=[BOX])
+    with pytest.raises(ValueError, match="5 vertices but the hand model's faces need 6"):
+        make_estimator(vertices=graphs.VERTICES[:5])(frame, boxes=[BOX])
+    with pytest.raises(ValueError, match=r"HandMesh.vertices must be finite"):
+        make_estimator(vertices=np.full((6, 3), np.nan))(frame, boxes=[BOX])
+
+
+def test_threshold_must_be_a_probability(make_estimator):
+    with pytest.raises(ValueError, match="presence_threshold"):
+        make_estimator(presence_threshold=50)
+
+
+# --- opening
+
+
+@pytest.fixture
+def hand_model_file(stub_folder, tmp_path):
+    """A hand model whose faces are the stub's, in MANO's layout."""
+    from handmesh.assets import HandModelArrays, save_hand_model
+    from handmesh.skeleton import MANO_PARENTS
+
+    n = len(graphs.VERTICES)
+    model = HandModelArrays(
+        v_template=graphs.VERTICES,
+        shapedirs=np.zeros((n, 3, 10)),
+        posedirs=np.zeros((n, 3, 135)),
+        J_regressor=np.full((16, n), 1 / n),
+        weights=np.full((n, 16), 1 / 16),
+        parents=np.array(MANO_PARENTS),
+        faces=graphs.FACES,
+        hands_components=np.eye(45),
+        hands_mean=np.zeros(45),
+        fingertips=np.arange(5),
+    )
+    save_hand_model(tmp_path / "stub.npz", model)
+    return tmp_path / "stub.npz"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_opening_from_own_files(stub_folder, hand_model_file, frame, estimator, runtime):
+    opened = HandMeshEstimator.from_pretrained(
+        stub_folder / "hand.onnx",
+        runtime=runtime,
+        threads=1,
+        detector=stub_folder / "detector.onnx",
+        hand_model=hand_model_file,
+        pose_graph=stub_folder / "pose.onnx",
+    )
+    for hand, expected in zip(opened(frame), estimator(frame), strict=True):
+        np.testing.assert_allclose(hand.joints_2d, expected.joints_2d, atol=1e-3)
+        np.testing.assert_allclose(hand.vertices, expected.vertices, atol=1e-6)
+
+
+def test_opening_without_a_detector_and_with_a_foreign_hand_model(stub_folder, frame):
+    opened = HandMeshEstimator.from_pretrained(
+        stub_folder / "hand.onnx", detector=None, pose_graph=stub_folder / "pose.onnx"
+    )
+    with pytest.raises(ValueError, match="open the estimator with the hand model that the network was trained on"):
+        opened(frame, boxes=[BOX])
