@@ -1,0 +1,302 @@
+"""The command line on stub networks: what a user gets, sees and is told when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import cv2
+import graphs
+import numpy as np
+import pytest
+
+from handmesh import cli, live, video
+from handmesh.cli import main
+from handmesh.estimator import HandMeshEstimator
+from handmesh.live import LiveSession
+from handmesh.tracker import HandTracker
+from handmesh.video import CameraLostError, FrameSource, VideoWriter, open_source, read_picture, write_picture
+
+FRAMES = 12
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch, estimator):
+    """An empty folder to work in, no display, no camera, and stub networks as the pretrained ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(HandMeshEstimator, "from_pretrained", lambda *_, **__: estimator)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return tmp_path
+
+
+def hand_frame(shift: int = 0, frames_size=(256, 320)) -> np.ndarray:
+    dark = np.full((*frames_size, 3), 20, np.uint8)
+    return graphs.draw_hand(dark, (140 + shift, 120), 64)
+
+
+@pytest.fixture
+def clip(workplace):
+    with VideoWriter(workplace / "clip.mp4", 25.0) as writer:
+        for number in range(FRAMES):
+            writer.write(hand_frame(2 * number))
+        for _ in range(4):
+            writer.write(np.full((256, 320, 3), 20, np.uint8))
+    return workplace / "clip.mp4"
+
+
+@pytest.fixture
+def sample(clip, monkeypatch):
+    monkeypatch.setattr(video, "SAMPLE_CLIP", clip)
+    return clip
+
+
+def frames_of(path):
+    with open_source(path) as source:
+        return [frame for frame, _ in source]
+
+
+def is_drawn_on(frame, original):
+    return (np.abs(frame.astype(int) - original).max(axis=-1) > 60).mean() > 0.005
+
+
+def test_image_draws_and_saves(workplace, capsys):
+    write_picture("photo.png", hand_frame())
+    assert main(["image", "photo.png", "--save", "out/hand.glb"]) == 0
+    assert is_drawn_on(read_picture("out/photo_hands.png"), hand_frame())
+    assert (workplace / "out" / "hand.glb").stat().st_size > 300
+    said = capsys.readouterr().out
+    assert "photo.png: right hand" in said
+    assert "hand.glb" in said
+
+
+def test_image_with_several_pictures_names_each_mesh_and_goes_on_after_a_bad_one(workplace, capsys):
+    write_picture("a.png", hand_frame())
+    write_picture("c.jpg", hand_frame(20))
+    (workplace / "b.png").write_bytes(b"broken")
+    assert main(["image", "a.png", "b.png", "c.jpg", "--out", "drawn", "--save", "drawn/hand.json"]) == 1
+    captured = capsys.readouterr()
+    assert "b.png cannot be read" in captured.err
+    names = sorted(path.name for path in (workplace / "drawn").iterdir())
+    assert names == ["a_hand.json", "a_hands.png", "c_hand.json", "c_hands.jpg"]
+
+
+def test_image_without_a_hand_says_so_and_writes_no_mesh(workplace, capsys):
+    write_picture("empty.png", np.full((200, 200, 3), 20, np.uint8))
+    assert main(["image", "empty.png", "--save", "hand.obj"]) == 0
+    assert "no hand" in capsys.readouterr().out
+    assert not (workplace / "hand.obj").exists()
+
+
+def test_video_is_annotated_and_counted(workplace, clip, capsys):
+    assert main(["video", str(clip), "--save", "meshes", "--format", "json"]) == 0
+    said = capsys.readouterr().out
+    assert f"{FRAMES + 4} frames, a mesh in " in said
+    with_hand = int(said.split("a mesh in ")[1].split()[0])
+    assert FRAMES <= with_hand <= FRAMES + 3  # a lost hand is bridged for up to three frames
+    drawn = frames_of("out/clip_hands.mp4")
+    assert len(drawn) == FRAMES + 4
+    assert is_drawn_on(drawn[5], hand_frame(10))
+    saved = sorted((workplace / "meshes").iterdir())
+    assert [path.name for path in saved] == [f"{number:06d}.json" for number in range(with_hand)]
+    content = json.loads(saved[5].read_text(encoding="utf-8"))
+    assert content["hands"][0]["side"] == "right"
+    assert content["hands"][0]["track_id"] == 0
+
+
+def test_video_stops_after_max_frames_and_takes_a_folder(workplace):
+    for number in range(6):
+        write_picture(workplace / "shots" / f"{number}.png", hand_frame(number))
+    assert main(["video", "shots", "--max-frames", "4", "--out", "some.mp4"]) == 0
+    assert len(frames_of("some.mp4")) == 4
+
+
+def test_webcam_without_camera_and_display_says_both_and_records_the_sample(workplace, sample, capsys):
+    assert main(["webcam"]) == 0
+    said = capsys.readouterr().out
+    assert "no camera 0" in said
+    assert "playing the sample clip instead" in said
+    assert "no display" in said
+    assert "recording to out/webcam.mp4 instead" in said
+    assert "recorded 16 frames to out/webcam.mp4" in said
+    drawn = frames_of(workplace / "out" / "webcam.mp4")
+    assert len(drawn) == FRAMES + 4
+    assert is_drawn_on(drawn[5], hand_frame(10))
+
+
+def test_webcam_records_a_file_without_window(clip, capsys):
+    assert main(["webcam", "--source", str(clip), "--no-window", "--record", "a/b.mp4", "--max-frames", "7"]) == 0
+    assert len(frames_of("a/b.mp4")) == 7
+    said = capsys.readouterr().out
+    assert "7 frames, a mesh in 7 of them" in said
+    assert "no display" not in said
+
+
+def test_webcam_with_a_camera_that_was_asked_for_and_is_missing_fails(capsys):
+    assert main(["webcam", "--source", "97", "--no-window"]) == 1
+    assert "no camera 97" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["video", "missing.mp4"], "no file or folder missing.mp4"),
+        (["image", "missing.png"], "no picture missing.png"),
+        (["webcam", "--source", "missing.mp4", "--no-window"], "no file or folder missing.mp4"),
+        (["webcam", "--source", "sample", "--no-window", "--record", "clip.gif"], "suffix must be .mp4"),
+        (["video", "sample", "--out", "clip.gif"], "suffix must be .mp4"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_one(sample, arguments, message, capsys):
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["webcam", "--max-frames", "0"], ["video"], ["image"]])
+def test_wrong_usage_is_status_two(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_help_lists_only_commands_that_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for command, (module, _) in cli.TRAIN_COMMANDS.items():
+        assert command in said
+        assert cli.import_module(module.rpartition(".")[0]).__path__
+    assert "serve" not in said
+
+
+def test_training_commands_without_their_extra_say_what_to_install(monkeypatch, capsys):
+    def without_torch(_):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(cli, "import_module", without_torch)
+    assert main(["train", "--epochs", "3"]) == 1
+    assert "pip install 'handmesh[train]' (torch is missing)" in capsys.readouterr().err
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    code = "import sys, handmesh.cli; print([m for m in ('torch', 'cv2', 'onnxruntime', 'trimesh') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class FakeWindow:
+    """Presses the next key of a list at each frame."""
+
+    def __init__(self, keys: str) -> None:
+        self.keys = list(keys)
+        self.shown: list[np.ndarray] = []
+
+    def show(self, frame, wait_s):
+        self.shown.append(frame)
+        return self.keys.pop(0) if self.keys else ""
+
+    def close(self):
+        pass
+
+
+def play(clip, estimator, keys, **settings):
+    said: list[str] = []
+    window = FakeWindow(keys)
+    tracker = HandTracker(estimator)
+    session = LiveSession(tracker, clip.parent / "out", window=window, say=said.append, **settings)
+    with open_source(clip) as source:
+        report = session.play(source)
+    return window.shown, said, report, session, tracker
+
+
+def test_keys_change_what_is_drawn(clip, estimator):
+    shown, _, report, session, _ = play(clip, estimator, "mkkmx.q")
+    assert report.frames == 7
+    assert report.stopped
+    originals = [hand_frame(2 * number) for number in range(7)]
+    hud = np.s_[60:, 100:]  # away from the corner's text
+    drawn = [is_drawn_on(frame[hud], original[hud]) for frame, original in zip(shown, originals, strict=True)]
+    assert drawn[0]  # the mesh
+    assert session.mirror
+    assert session.overlay.mesh
+    assert not session.overlay.skeleton
+    assert np.nonzero(shown[6][..., 1] > 200)[1].mean() < 160  # the green half, right of the middle, now left of it
+
+
+def test_snapshot_recording_and_smoothing_keys(clip, estimator):
+    _, said, report, _, tracker = play(clip, estimator, "grr" + "t" + "gq")
+    out = clip.parent / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["snapshot-2.glb", "snapshot.glb", "webcam.mp4"]
+    assert len(frames_of(out / "webcam.mp4")) == 1
+    assert tracker.smoothing is None
+    assert "smoothing off" in said
+    assert report.frames == 6
+
+
+def test_a_snapshot_without_a_hand_says_so(clip, estimator):
+    _, said, _, _, _ = play(clip, estimator, "." * (FRAMES + 3) + "g")
+    assert "no hand in sight to save" in said
+
+
+def test_quitting_completes_a_running_recording(clip, estimator):
+    _, said, _, _, _ = play(clip, estimator, "r...q")
+    assert len(frames_of(clip.parent / "out" / "webcam.mp4")) == 4
+    assert any(line.startswith("recorded 4 frames") for line in said)
+
+
+def test_a_window_that_fails_turns_into_a_recording(clip, estimator):
+    class Broken(FakeWindow):
+        def show(self, frame, wait_s):
+            if len(self.shown) == 2:
+                raise cv2.error("no more window")
+            return super().show(frame, wait_s)
+
+    said: list[str] = []
+    session = LiveSession(HandTracker(estimator), clip.parent / "out", window=Broken(""), say=said.append)
+    with open_source(clip) as source:
+        report = session.play(source)
+    assert report.frames == FRAMES + 4
+    assert "the window failed" in said[0]
+    assert len(frames_of(clip.parent / "out" / "webcam.mp4")) == FRAMES + 4 - 3
+
+
+class Interrupted(FrameSource):
+    """Three frames, then an exception."""
+
+    live = True
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("test", 30.0, None)
+        self.error = error
+
+    def __iter__(self):
+        for number in range(3):
+            yield hand_frame(number), 10.0 + number / 30
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CameraLostError("camera 0 stopped")])
+def test_ctrl_c_and_a_lost_camera_leave_a_whole_recording(workplace, estimator, error):
+    said: list[str] = []
+    session = LiveSession(HandTracker(estimator), workplace, record=workplace / "r.mp4", say=said.append)
+    if isinstance(error, KeyboardInterrupt):
+        assert session.play(Interrupted(error)).stopped
+    else:
+        with pytest.raises(CameraLostError):
+            session.play(Interrupted(error))
+    assert len(frames_of(workplace / "r.mp4")) == 3
+    assert [path.name for path in workplace.iterdir()] == ["r.mp4"]
+
+
+def test_display_problem_is_named(monkeypatch):
+    assert "no display" in str(live.display_problem())
+    monkeypatch.setenv("DISPLAY", ":987")  # nobody serves it
+    assert "cannot open a window" in str(live.display_problem())

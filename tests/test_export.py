@@ -1,0 +1,122 @@
+"""Files of hand meshes: what is written comes back, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import trimesh
+from hands import sphere_hand
+
+from handmesh import export
+from handmesh.export import WRITERS, export_hand, export_hands
+from handmesh.records import Camera, HandMesh
+
+HANDS = [
+    sphere_hand("right", (-0.1, 0.02, 0.5), (0.03, 0.05, 0.02), track_id=7),
+    sphere_hand("left", (0.1, -0.02, 0.7), (0.02, 0.04, 0.03)),
+]
+TEXT_PRECISION_M = 1e-7  # .obj has eight decimals
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".ply"])
+def test_meshes_come_back_where_they_stand_in_the_camera(tmp_path, suffix):
+    export_hands(HANDS, tmp_path / f"hands{suffix}")
+    loaded = trimesh.load(tmp_path / f"hands{suffix}", process=False, force="mesh")
+    assert isinstance(loaded, trimesh.Trimesh)
+    wanted = np.concatenate([hand.vertices + hand.translation for hand in HANDS])
+    np.testing.assert_allclose(loaded.vertices, wanted, atol=TEXT_PRECISION_M)
+    faces = np.concatenate([HANDS[0].faces, HANDS[1].faces + len(HANDS[0].vertices)])
+    np.testing.assert_array_equal(loaded.faces, faces)
+    assert loaded.is_watertight
+    assert loaded.volume > 0
+
+
+def test_glb_has_a_named_node_a_hand_in_the_axes_of_gltf(tmp_path):
+    export_hands(HANDS, tmp_path / "hands.glb")
+    scene = trimesh.load_scene(tmp_path / "hands.glb", process=False)
+    assert list(scene.geometry) == ["right_0", "left_1"]
+    for hand, mesh in zip(HANDS, scene.geometry.values(), strict=True):
+        placed = (hand.vertices + hand.translation) * [1, -1, -1]  # y up, z towards the viewer
+        np.testing.assert_allclose(mesh.vertices, placed, atol=1e-7)
+        np.testing.assert_array_equal(mesh.faces, hand.faces)
+        assert mesh.volume > 0
+        outwards = (mesh.vertices - mesh.vertices.mean(axis=0)) * mesh.vertex_normals
+        assert (outwards.sum(axis=1) > 0).all()
+
+
+def test_json_gives_every_field_back_to_the_last_bit(tmp_path):
+    export_hands(HANDS, tmp_path / "hands.json")
+    content = json.loads((tmp_path / "hands.json").read_text(encoding="utf-8"))
+    assert (content["format"], content["version"]) == ("handmesh", export.JSON_VERSION)
+    assert len(content["keypoint_names"]) == 21
+    assert len(content["rotation_names"]) == 16
+    assert {"units", "axes"} <= content.keys()
+    for hand, record in zip(HANDS, content["hands"], strict=True):
+        record["camera"] = Camera(**record["camera"])
+        assert_equal_hands(HandMesh(**record), hand)
+
+
+def test_npz_gives_every_field_back(tmp_path):
+    export_hands(HANDS, tmp_path / "hands.npz")
+    with np.load(tmp_path / "hands.npz") as content:  # no pickles inside
+        arrays = dict(content)
+    for number, hand in enumerate(HANDS):
+        record = {name: values[number] for name, values in arrays.items()}
+        assumed = bool(record.pop("camera_assumed"))
+        fx, fy, cx, cy, width, height = record["camera"].tolist()
+        record["camera"] = Camera(fx, fy, cx, cy, int(width), int(height), assumed)
+        record["side"] = str(record["side"])
+        record["track_id"] = None if record["track_id"] < 0 else int(record["track_id"])
+        assert_equal_hands(HandMesh(**record), hand)
+
+
+def assert_equal_hands(one: HandMesh, other: HandMesh):
+    for field in fields(HandMesh):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_one_hand_is_a_list_of_one_and_saves_itself(tmp_path, suffix):
+    export_hand(HANDS[0], tmp_path / f"one{suffix}")
+    export_hands([HANDS[0]], tmp_path / f"list{suffix}")
+    HANDS[0].save(tmp_path / f"self{suffix}")
+    contents = [(tmp_path / f"{name}{suffix}").read_bytes() for name in ("one", "list", "self")]
+    assert len(contents[0]) > 1000
+    if suffix != ".npz":  # a zip file knows its time
+        assert contents[0] == contents[1] == contents[2]
+
+
+def test_suffixes_in_capitals_and_missing_folders_are_fine(tmp_path):
+    export_hand(HANDS[0], tmp_path / "new" / "folder" / "HAND.OBJ")
+    assert (tmp_path / "new" / "folder" / "HAND.OBJ").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["hand.fbx", "hand", "hand.glb.txt"])
+def test_unknown_suffixes_are_named_with_the_known_ones(tmp_path, name):
+    with pytest.raises(ValueError, match=r"\.obj, \.ply, \.glb, \.json, \.npz"):
+        export_hand(HANDS[0], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_hand_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="no hand"):
+        export_hands([], tmp_path / "hands.glb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "hand.ply"
+    path.write_text("old")
+
+    def fail(hands, temporary):
+        temporary.write_text("half")
+        raise RuntimeError("disk full")
+
+    monkeypatch.setitem(WRITERS, ".ply", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        export_hand(HANDS[0], path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

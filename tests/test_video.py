@@ -1,0 +1,302 @@
+"""Frame sources and the video writer: what comes in what order, and how they fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from handmesh import video
+from handmesh.video import (
+    CameraLostError,
+    CameraSource,
+    VideoWriter,
+    open_source,
+    read_picture,
+    write_picture,
+)
+
+CODEC_TOLERANCE = 12.0  # gray levels that MPEG-4 may change on a plain picture
+
+
+def plain(level: int, width: int = 64, height: int = 48) -> np.ndarray:
+    """A frame of one level of red, with the upper left quarter blue."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[..., 0] = level
+    frame[: height // 2, : width // 2] = (0, 0, 200)
+    return frame
+
+
+def write_clip(path, levels, fps=25.0, **size):
+    with VideoWriter(path, fps) as writer:
+        for level in levels:
+            writer.write(plain(level, **size))
+    return path
+
+
+def levels_of(source):
+    return [int(frame[-8:, -8:, 0].mean()) for frame, _ in source]
+
+
+def test_a_video_comes_back_in_order_in_rgb_and_on_time(tmp_path):
+    levels = [20, 60, 100, 140, 180, 220]
+    with open_source(write_clip(tmp_path / "clip.mp4", levels)) as source:
+        frames, times = zip(*source, strict=True)
+        assert source.fps == pytest.approx(25.0)
+        assert source.frame_count == len(levels)
+        assert not source.live
+    np.testing.assert_allclose(times, np.arange(6) / 25.0)
+    for frame, level in zip(frames, levels, strict=True):
+        assert (frame.shape, frame.dtype) == ((48, 64, 3), np.uint8)
+        assert np.abs(frame.astype(float) - plain(level)).mean() < CODEC_TOLERANCE
+
+
+def test_pictures_keep_every_value_and_come_upright(tmp_path):
+    frame = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    write_picture(tmp_path / "a.png", frame)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), frame)
+    with open_source(tmp_path / "a.png") as source:
+        (only, time_s) = next(iter(source))
+    np.testing.assert_array_equal(only, frame)
+    assert time_s == 0.0
+
+
+def test_gray_and_transparent_pictures_become_rgb(tmp_path):
+    cv2.imwrite(str(tmp_path / "gray.png"), np.full((5, 6), 77, np.uint8))
+    cv2.imwrite(str(tmp_path / "rgba.png"), np.full((5, 6, 4), 77, np.uint8))
+    for name in ("gray.png", "rgba.png"):
+        np.testing.assert_array_equal(read_picture(tmp_path / name), np.full((5, 6, 3), 77, np.uint8))
+
+
+def test_a_folder_gives_its_pictures_in_natural_order(tmp_path):
+    for number in (10, 9, 1, 100, 2):
+        write_picture(tmp_path / f"frame{number}.png", plain(number))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    with open_source(tmp_path) as source:
+        assert source.frame_count == 5
+        pairs = list(source)
+    assert levels_of(pairs) == [1, 2, 9, 10, 100]
+    assert np.diff([time_s for _, time_s in pairs]).min() > 0.5  # further apart than a tracker bridges
+
+
+def test_the_word_sample_is_the_bundled_clip(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "SAMPLE_CLIP", write_clip(tmp_path / "clip.mp4", [30, 90]))
+    with open_source("sample") as source:
+        assert len(list(source)) == 2
+
+
+def test_paths_to_nothing_say_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*missing\.mp4"):
+        open_source(tmp_path / "missing.mp4")
+    with pytest.raises(FileNotFoundError, match="no picture in the folder"):
+        open_source(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no picture"):
+        read_picture(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video at all" * 100])
+def test_files_that_are_no_video_or_picture_say_so(tmp_path, content):
+    (tmp_path / "bad.mp4").write_bytes(content)
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.mp4 cannot be read as a video"):
+        open_source(tmp_path / "bad.mp4")
+    with (
+        pytest.raises(ValueError, match=r"bad\.jpg cannot be read as a picture"),
+        open_source(tmp_path / "bad.jpg") as source,
+    ):
+        list(source)
+
+
+def test_a_truncated_video_without_its_index_is_refused(tmp_path):
+    whole = write_clip(tmp_path / "clip.mp4", range(0, 200, 4)).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        open_source(tmp_path / "cut.mp4")
+
+
+def test_a_missing_camera_says_so():
+    with pytest.raises(CameraLostError, match="no camera 97"):
+        open_source("97")
+
+
+class FakeCapture:
+    """A camera that delivers so many frames, every interval_s, and then fails."""
+
+    def __init__(self, frames: int, interval_s: float = 0.005, hang: bool = False) -> None:
+        self.left, self.interval_s, self.hang = frames, interval_s, hang
+        self.released = threading.Event()
+        self.reads = 0
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        self.reads += 1
+        if self.left == 0:
+            if self.hang:
+                self.released.wait(10)
+            return False, None
+        time.sleep(self.interval_s)
+        self.left -= 1
+        return True, np.full((4, 4, 3), 255 - self.left % 256, np.uint8)
+
+    def release(self):
+        self.released.set()
+
+
+def test_a_camera_that_vanishes_ends_with_an_error_and_is_let_go():
+    capture = FakeCapture(20)
+    seen = []
+    with CameraSource(3, lambda _: capture, attempts=4, pause_s=0.01) as source:
+        assert source.live
+        with pytest.raises(CameraLostError, match=r"camera 3 stopped delivering frames \(4 reads"):
+            for frame, time_s in source:
+                seen.append((int(frame[0, 0, 0]), time_s))
+    assert capture.released.wait(2)
+    assert capture.reads == 20 + 4
+    assert seen[-1][0] == 255
+    assert (np.diff([time_s for _, time_s in seen]) > 0).all()
+
+
+def test_a_camera_that_falls_silent_ends_with_an_error():
+    capture = FakeCapture(3, hang=True)
+    with (
+        CameraSource(0, lambda _: capture, timeout_s=0.2) as source,
+        pytest.raises(CameraLostError, match=r"silent for 0\.2 s"),
+    ):
+        capture_frames = [frame for frame, _ in source]
+        assert len(capture_frames) <= 3
+    capture.release()
+
+
+def test_a_camera_recovers_from_single_failed_reads():
+    class Hiccup(FakeCapture):
+        def read(self):
+            if self.left and self.reads % 3 == 2:
+                self.reads += 1
+                return False, None
+            return super().read()
+
+    capture = Hiccup(9)
+    with (
+        CameraSource(0, lambda _: capture, attempts=3, pause_s=0.001) as source,
+        pytest.raises(CameraLostError),
+    ):
+        last = 0
+        for frame, _ in source:
+            last = int(frame[0, 0, 0])
+    assert last == 255  # the last of the nine came through
+
+
+def test_a_slow_reader_gets_the_newest_frame_not_the_next():
+    capture = FakeCapture(250, interval_s=0.004)
+    levels = []
+    with CameraSource(0, lambda _: capture) as source:
+        for frame, time_s in source:
+            time.sleep(0.05)
+            levels.append(int(frame[0, 0, 0]))
+            assert time.monotonic() - time_s < 0.25
+            if len(levels) == 6:
+                break
+    assert np.diff(levels).min() >= 4
+    assert capture.released.wait(2)
+
+
+def test_closing_a_camera_ends_its_frames():
+    capture = FakeCapture(10_000)
+    source = CameraSource(0, lambda _: capture)
+    frames = iter(source)
+    next(frames)
+    source.close()
+    source.close()
+    assert list(frames) == []
+    assert capture.released.wait(2)
+
+
+def test_a_camera_that_does_not_open_is_let_go():
+    class Closed(FakeCapture):
+        def isOpened(self):  # noqa: N802
+            return False
+
+    capture = Closed(5)
+    with pytest.raises(CameraLostError, match="no camera 2"):
+        CameraSource(2, lambda _: capture)
+    assert capture.released.is_set()
+
+
+def test_the_video_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "folder" / "clip.mp4"
+    writer = VideoWriter(path, 30.0)
+    writer.write(plain(50))
+    assert not path.exists()
+    writer.close()
+    writer.close()
+    assert [entry.name for entry in path.parent.iterdir()] == ["clip.mp4"]
+
+
+def test_an_error_leaves_no_video_and_no_leftovers(tmp_path):
+    old = write_clip(tmp_path / "clip.mp4", [10, 20])
+    before = old.read_bytes()
+
+    def fail_halfway():
+        with VideoWriter(old, 30.0) as writer:
+            writer.write(plain(50))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_halfway()
+    assert old.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_no_frame_makes_no_file(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 30.0):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_of_other_sizes_are_fitted_into_the_first_ones(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 10.0) as writer:
+        for size in ((64, 48), (128, 48), (33, 91), (1, 1)):
+            writer.write(plain(200, *size))
+    with open_source(tmp_path / "clip.mp4") as source:
+        frames = [frame for frame, _ in source]
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 4
+    assert frames[1][12, 48, 0] > 150  # a wide one is shrunk to half its height,
+    assert frames[1][40].max() < 40  # black below
+
+
+@pytest.mark.parametrize("size", [(65, 49), (1, 1), (64, 49)])
+def test_odd_sizes_are_written(tmp_path, size):
+    with VideoWriter(tmp_path / "clip.mp4", 10.0) as writer:
+        writer.write(plain(200, *size))
+    with open_source(tmp_path / "clip.mp4") as source:
+        (frame, _) = next(iter(source))
+    assert frame.shape == (size[1] + size[1] % 2, size[0] + size[0] % 2, 3)
+
+
+def test_with_times_a_recording_keeps_true_speed(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 30.0) as writer:
+        for number in range(11):  # ten frames a second for one second
+            writer.write(plain(20 * number), 100.0 + number / 10)
+        assert writer.frames_written == 31
+        writer.write(plain(0), 101.01)  # too early for another frame
+        assert writer.frames_written == 31
+
+
+@pytest.mark.parametrize(("name", "fps"), [("clip.avi", 30.0), ("clip", 30.0), ("clip.mp4", 0.0), ("clip.mp4", float("nan"))])
+def test_writer_settings_are_checked_at_once(tmp_path, name, fps):
+    with pytest.raises(ValueError, match=r"\.mp4|fps"):
+        VideoWriter(tmp_path / name, fps)
+
+
+def test_pictures_of_unknown_suffix_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.png"):
+        write_picture(tmp_path / "a.xyz", plain(3))
