@@ -1,0 +1,388 @@
+"""Render a synthetic data set in FreiHAND's layout: sharded, resumable, the same whatever the number of processes.
+
+Image ``i`` depends on the seed and ``i`` alone. A shard is finished when its label file exists; an interrupted run
+renders only what is missing. ``python -m handmesh.synthesis.synthesize --help`` runs it from the shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from handmesh.model.hand_model import HandModel
+    from handmesh.synthesis.scene import Photo, PosedHand, Studio
+
+SHARD = 512
+IMAGES_PER_SKIN = 8
+MAX_SKINS = 360
+JPEG_QUALITY = 92
+BETA_LIMIT = 2.0
+VERTICES_PER_CHUNK = 512
+
+Split = Literal["training", "evaluation"]
+Progress = Callable[[int, int], object]
+Array = np.ndarray
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process needs to know. count: images in all; skins: size of the pool of people."""
+
+    root: Path
+    count: int
+    seed: int
+    split: Split
+    skins: int
+    backgrounds: tuple[Path, ...]
+    environments: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.skins < 1:
+            raise ValueError(f"count and skins must be positive, got {self.count} and {self.skins}")
+        if self.split not in ("training", "evaluation"):
+            raise ValueError(f"split must be training or evaluation, got {self.split}")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.split
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // SHARD)
+
+    def images(self, shard: int) -> range:
+        return range(shard * SHARD, min((shard + 1) * SHARD, self.count))
+
+    def labels(self, shard: int) -> Path:
+        """The last shard of a smaller count is not a finished shard of a larger one: the length is in the name."""
+        return self.folder / "shards" / f"{shard:05d}_{len(self.images(shard))}.npz"
+
+    def skin(self, index: int) -> Path:
+        return self.folder / "skins" / f"{index:04d}.npz"
+
+    def rng(self, purpose: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, index])
+
+
+_POSES, _SKIN, _IMAGE, _SKIN_CHOICE = range(4)
+
+
+def synthesize(
+    root: Path | str,
+    count: int,
+    seed: int,
+    *,
+    split: Split = "training",
+    workers: int | None = None,
+    backgrounds: Sequence[Path | str] = (),
+    environments: Sequence[Path | str] = (),
+    skins: int | None = None,
+    write_vertices: bool | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Render ``count`` images under ``root/split``; returns images per second of this run (0 if all was there).
+
+    backgrounds: directories of photos (searched recursively); without any, drawn backgrounds are used.
+    environments: directories of .hdr environment maps. workers: processes, by default one per core.
+    write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
+    progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
+    or sources), FileNotFoundError for a missing directory.
+    """
+    maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
+    photos = tuple(_existing(d).resolve() for d in backgrounds)
+    pool = min(MAX_SKINS, -(-count // IMAGES_PER_SKIN)) if skins is None else skins
+    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps))
+    _prepare(job)
+    _log.info("rendering %d images into %s", count, job.folder)
+    missing = [s for s in range(job.shards) if not job.labels(s).exists()]
+    done = count - sum(len(job.images(s)) for s in missing)
+    fresh, start = 0, time.perf_counter()
+    with _processes(job, workers) as run:
+        for _ in run(_make_skin, [i for i in range(job.skins) if not job.skin(i).exists()]):
+            pass
+        start = time.perf_counter()
+        for shard in run(_render_shard, missing):
+            fresh += len(job.images(shard))
+            if progress is not None:
+                progress(done + fresh, count)
+    rate = fresh / (time.perf_counter() - start) if fresh else 0.0
+    _write_labels(job, split == "evaluation" if write_vertices is None else write_vertices)
+    _log.info("%d images, %.1f images/s", fresh, rate)
+    return rate
+
+
+def _existing(directory: Path | str) -> Path:
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a directory")
+    return path
+
+
+def _prepare(job: Job) -> None:
+    for name in ("rgb", "mask", "alpha", "shards", "skins"):
+        (job.folder / name).mkdir(parents=True, exist_ok=True)
+    record = {
+        "seed": job.seed,
+        "skins": job.skins,
+        "backgrounds": [p.name for p in job.backgrounds],
+        "environments": [p.name for p in job.environments],
+    }
+    path = job.root / f"{job.split}_synthesis.json"
+    if path.exists() and json.loads(path.read_text()) != record:
+        raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
+    _write_atomically(path, lambda p: p.write_text(json.dumps(record)))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+@contextmanager
+def _processes(job: Job, workers: int | None) -> Iterator[Callable[[Callable[[int], int], list[int]], Iterator[int]]]:
+    """Yields run(function, indices), an unordered map over single-threaded worker processes."""
+    count = workers or os.cpu_count() or 1
+    if count == 1:
+        _start_worker(job)
+        yield lambda function, indices: (function(i) for i in indices)
+        return
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))  # read by the children's libraries while they load
+    try:
+        with multiprocessing.get_context("spawn").Pool(count, _start_worker, (job,)) as pool:
+            yield pool.imap_unordered
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class _Worker:
+    job: Job
+    studio: Studio
+    model: HandModel
+    bank: Array | None
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(job: Job) -> None:
+    global _worker
+    import cv2
+    import torch
+
+    from handmesh.assets import load_hand_model
+    from handmesh.model.hand_model import HandModel
+    from handmesh.synthesis.backgrounds import load_photos
+    from handmesh.synthesis.lighting import environment_harmonics
+    from handmesh.synthesis.pose_bank import load_pose_bank
+    from handmesh.synthesis.scene import Studio
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    arrays = load_hand_model()
+    photos = load_photos(job.backgrounds)
+    environments = [environment_harmonics(p) for p in job.environments]
+    _worker = _Worker(job, Studio(arrays, photos, environments), HandModel(arrays), load_pose_bank())
+
+
+def _make_skin(index: int) -> int:
+    from handmesh.synthesis.skin import paint_skin
+
+    assert _worker is not None
+    job = _worker.job
+    skin = paint_skin(_worker.studio.texels, job.rng(_SKIN, index))
+    values = {"texture": skin.texture, "tone": np.float32(skin.tone), "gloved": np.bool_(skin.gloved)}
+    _write_atomically(job.skin(index), lambda p: _save(p, values))
+    return index
+
+
+def _render_shard(shard: int) -> int:
+    from handmesh.synthesis.skin import Skin
+
+    assert _worker is not None
+    job, studio = _worker.job, _worker.studio
+    hands, rotations, betas = _pose_shard(_worker, shard)
+    rows: dict[str, list] = {}
+    tone = 0.0
+    gloved = False
+    for place, index in enumerate(job.images(shard)):
+        if place % IMAGES_PER_SKIN == 0:
+            person = int(job.rng(_SKIN_CHOICE, index // IMAGES_PER_SKIN).integers(job.skins))
+            with np.load(job.skin(person)) as file:
+                tone, gloved = float(file["tone"]), bool(file["gloved"])
+                studio.wear(Skin(file["texture"], tone, gloved))
+        hand = hands[place]
+        photo = studio.photograph(hand, job.rng(_IMAGE, index), hands[place - 1])
+        _write_images(job, index, photo)
+        values = {
+            "K": photo.intrinsics.astype(np.float32),
+            "xyz": (hand.keypoints + photo.translation).astype(np.float32),
+            "rotations": rotations[place],
+            "betas": betas[place],
+            "translation": photo.translation.astype(np.float32),
+            "side": "right",
+            "skin_tone": np.float32(tone),
+            "gloved": gloved,
+            "view": _view(studio.anatomy.frame @ hand.orientation.T, photo.translation),
+            "pose_class": hand.pose_class,
+            "held": photo.held,
+            "occluded": photo.occluded,
+            "seed": np.int64(job.seed),
+            "presence": np.float32(1.0),
+        }
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value)
+    arrays = {name: np.array(column) for name, column in rows.items()}
+    _write_atomically(job.labels(shard), lambda p: _save(p, arrays))
+    return shard
+
+
+def _pose_shard(worker: _Worker, shard: int) -> tuple[list[PosedHand], Array, Array]:
+    """Poses of a whole shard (also when only its first images are wanted), so that counts do not change images."""
+    import torch
+
+    from handmesh.synthesis.poses import sample_orientations, sample_poses
+    from handmesh.synthesis.scene import PosedHand
+
+    rng = worker.job.rng(_POSES, shard)
+    anatomy = worker.studio.anatomy
+    poses = sample_poses(anatomy, SHARD, rng, bank=worker.bank)
+    rotations = poses.rotations.copy()
+    rotations[:, 0] = sample_orientations(anatomy, SHARD, rng)
+    betas = np.clip(rng.normal(size=(SHARD, 10)), -BETA_LIMIT, BETA_LIMIT).astype(np.float32)
+    with torch.no_grad():
+        mesh = worker.model(torch.from_numpy(rotations), torch.from_numpy(betas))
+        wrist = mesh.keypoints[:, :1]
+        vertices, keypoints = (mesh.vertices - wrist).numpy(), (mesh.keypoints - wrist).numpy()
+    hands = [PosedHand(vertices[i], keypoints[i], rotations[i, 0], str(poses.names[i])) for i in range(SHARD)]
+    return hands, rotations, betas
+
+
+def _view(frame: Array, translation: Array) -> str:
+    """What the camera mostly sees: palm, back, side, or the hand end-on. frame rows: canonical axes."""
+    towards = -translation / np.linalg.norm(translation)
+    if abs(frame[1] @ towards) > 0.8:
+        return "end"
+    facing = float(frame[2] @ towards)
+    return "palm" if facing > 0.5 else "back" if facing < -0.5 else "side"
+
+
+def _write_images(job: Job, index: int, photo: Photo) -> None:
+    import cv2
+
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    images = {"rgb": np.ascontiguousarray(photo.rgb[..., ::-1]), "mask": photo.mask, "alpha": photo.alpha}
+    for name, image in images.items():
+        path = job.folder / name / f"{index:08d}.jpg"
+        if not cv2.imwrite(str(path), image, quality):
+            raise OSError(f"could not write {path}")
+
+
+def _write_labels(job: Job, write_vertices: bool) -> None:
+    """Join the shards: labels and meta as npz, and FreiHAND's own JSON files."""
+    parts = []
+    for shard in range(job.shards):
+        with np.load(job.labels(shard)) as file:
+            parts.append({name: file[name] for name in file.files})
+    columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    labels = {"K": columns.pop("K"), "xyz": columns.pop("xyz")}
+    stem = str(job.root / job.split)
+    bone = np.linalg.norm(labels["xyz"][:, 9] - labels["xyz"][:, 10], axis=1)  # FreiHAND's scale: a phalanx
+    chunks = {
+        "K": labels["K"],
+        "xyz": labels["xyz"],
+        "scale": bone,
+        "mano": _mano_rows(columns, labels, bone),
+    }
+    if write_vertices:
+        chunks["verts"] = _vertices(columns)
+        labels["verts"] = chunks["verts"]
+    for suffix, arrays in (("labels", labels), ("meta", columns)):
+        _write_atomically(Path(f"{stem}_{suffix}.npz"), lambda p, a=arrays: _save(p, a))
+    for name, values in chunks.items():
+        rows = np.round(values.astype(np.float64), 6).tolist()
+        _write_atomically(Path(f"{stem}_{name}.json"), lambda p, r=rows: p.write_text(json.dumps(r)))
+
+
+def _mano_rows(columns: dict[str, Array], labels: dict[str, Array], bone: Array) -> Array:
+    """(N, 1, 61): 48 pose angles, 10 betas, the root keypoint's pixel, the scale."""
+    import torch
+
+    from handmesh.model.rotations import rotmat_to_rotvec
+
+    pose = rotmat_to_rotvec(torch.from_numpy(columns["rotations"])).numpy().reshape(len(bone), 48)
+    root = np.einsum("nij,nj->ni", labels["K"], labels["xyz"][:, 9])
+    rows = np.concatenate([pose, columns["betas"], root[:, :2] / root[:, 2:], bone[:, None]], 1)
+    return rows[:, None]
+
+
+def _vertices(columns: dict[str, Array]) -> Array:
+    """(N, V, 3) float32 m in camera axes, posed again from the labels."""
+    import torch
+
+    from handmesh.assets import load_hand_model
+    from handmesh.model.hand_model import HandModel
+
+    model = HandModel(load_hand_model())
+    out = []
+    for start in range(0, len(columns["betas"]), VERTICES_PER_CHUNK):
+        part = slice(start, start + VERTICES_PER_CHUNK)
+        with torch.no_grad():
+            mesh = model(torch.from_numpy(columns["rotations"][part]), torch.from_numpy(columns["betas"][part]))
+        centred = (mesh.vertices - mesh.keypoints[:, :1]).numpy()
+        out.append(centred + columns["translation"][part, None])
+    return np.concatenate(out).astype(np.float32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module; `handmesh data synthesize` offers the same."""
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description="Render synthetic hands in FreiHAND's layout.")
+    parser.add_argument("root", type=Path, help="directory that receives training/ or evaluation/ and the labels")
+    parser.add_argument("--count", type=int, default=60_000, help="number of images")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--split", choices=("training", "evaluation"), default="training")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos")
+    parser.add_argument("--environments", type=Path, nargs="*", default=[], help="directories of .hdr maps")
+    parser.add_argument("--skins", type=int, default=None, help="number of different people")
+    parser.add_argument("--write-vertices", action="store_true", default=None, help="also write verts.json")
+    options = vars(parser.parse_args(arguments))
+    with tqdm(total=options["count"], unit="image", smoothing=0.05) as bar:
+        synthesize(
+            options.pop("root"),
+            options.pop("count"),
+            options.pop("seed"),
+            progress=lambda done, _: bar.update(done - bar.n),
+            **options,
+        )
+
+
+if __name__ == "__main__":
+    main()
