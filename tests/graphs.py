@@ -28,9 +28,7 @@ VERTICES = np.array(
     ],
     np.float32,
 ) + np.array([0.01, -0.06, 0.005], np.float32)
-FACES = np.array(
-    [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]], np.int32
-)
+FACES = np.array([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]], np.int32)
 
 
 def _keypoint_offsets() -> np.ndarray:
@@ -62,9 +60,7 @@ ROTATIONS = np.concatenate([np.eye(3, dtype=np.float32)[None], random_rotations(
 BETAS = np.linspace(-1, 1, 10, dtype=np.float32)
 
 
-def draw_hand(
-    frame: np.ndarray, center: tuple[float, float], width: float, side: str = "right"
-) -> np.ndarray:
+def draw_hand(frame: np.ndarray, center: tuple[float, float], width: float, side: str = "right") -> np.ndarray:
     """A copy of the frame with a "hand" whose keypoints' tight box has that centre and width (whole pixels)."""
     frame = frame.copy()
     x0, y0 = round(center[0] + 0.5 - width / 2), round(center[1] + 0.5 - width / 2)

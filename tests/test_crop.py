@@ -14,6 +14,7 @@ CROPS = [
     Crop((3.0, 3.0), 0.5, 1),
 ]
 
+
 def test_crop_is_centred_on_the_box_with_its_longer_side():
     crop = Crop.from_box([10, 20, 50, 40], 64)
     assert crop == Crop((30.0, 30.0), CROP_SCALE * 40.0, 64, mirrored=False)

@@ -68,9 +68,7 @@ def test_hand_off_the_axis_is_turned_by_the_ray_through_its_crop(estimator, fram
     R = view_rotation(CAMERA.rays([200.0, 150.0]))
     np.testing.assert_allclose(hand.vertices, graphs.VERTICES @ R.T, atol=1e-6)
     np.testing.assert_allclose(hand.joints, graphs.JOINTS @ R.T, atol=1e-6)
-    np.testing.assert_allclose(
-        Rotation.from_rotvec(hand.global_orient).as_matrix(), R @ graphs.ROTATIONS[0], atol=1e-5
-    )
+    np.testing.assert_allclose(Rotation.from_rotvec(hand.global_orient).as_matrix(), R @ graphs.ROTATIONS[0], atol=1e-5)
     np.testing.assert_allclose(Rotation.from_rotvec(hand.hand_pose).as_matrix(), graphs.ROTATIONS[1:], atol=1e-5)
 
 
@@ -139,9 +137,7 @@ def test_an_undecided_network_is_run_as_a_right_hand(make_estimator, frame):
 
 
 def test_detectors_side_is_overruled(estimator, frame, monkeypatch):
-    swapped = [
-        replace(found, side="left" if found.side == "right" else "right") for found in estimator.detect(frame)
-    ]
+    swapped = [replace(found, side="left" if found.side == "right" else "right") for found in estimator.detect(frame)]
     monkeypatch.setattr(estimator, "detector", lambda frame: swapped)
     assert {hand.side for hand in estimator(frame) if hand.box[0] < 300} == {"right"}
     assert {hand.side for hand in estimator(frame) if hand.box[0] > 300} == {"left"}

@@ -1,0 +1,326 @@
+"""Tracking: numbers and sides that stay, detector calls that are rare, losses bridged, twins merged, time in order."""
+
+from __future__ import annotations
+
+import logging
+
+import graphs
+import numpy as np
+import pytest
+
+from handmesh.records import Camera, HandMesh
+from handmesh.smoothing import OneEuro, Smoothing
+from handmesh.tracker import HandTracker
+
+FPS = 30.0
+
+
+class Video:
+    """Feeds a tracker frames of drawn hands at 30 a second and counts the detector's runs."""
+
+    def __init__(self, tracker: HandTracker, background: np.ndarray) -> None:
+        self.tracker, self.background, self.count, self.detections = tracker, background, 0, 0
+        estimator = tracker._estimator
+        detector = estimator.detector
+
+        def counted(frame):
+            self.detections += 1
+            return detector(frame)
+
+        estimator.detector = counted
+
+    def show(self, *hands: tuple[float, float, float, str], skip: int = 0) -> list[HandMesh]:
+        """The tracker's answer to the next frame, with hands (x, y, width, side)."""
+        frame = self.background
+        for x, y, width, side in hands:
+            frame = graphs.draw_hand(frame, (x, y), width, side)
+        self.count += 1 + skip
+        return self.tracker(frame, self.count / FPS)
+
+
+@pytest.fixture
+def make_video(make_estimator, dim_frame):
+    def make(max_hands=2, *, fixed=None, **settings) -> Video:
+        return Video(HandTracker(make_estimator(**(fixed or {})), max_hands, **settings), dim_frame)
+
+    return make
+
+
+def center(hand: HandMesh) -> np.ndarray:
+    return 0.5 * (hand.box[:2] + hand.box[2:])
+
+
+RIGHT, LEFT = (200, 150, 130, "right"), (450, 300, 120, "left")
+
+
+def test_hands_keep_their_numbers_and_sides(make_video):
+    video = make_video()
+    numbers = {"right": 0, "left": 1}
+    for k in range(40):
+        hands = video.show((200 + 4 * k, 150, 130, "right"), (450 - 4 * k, 350, 120, "left"))
+        assert {hand.side: hand.track_id for hand in hands} == numbers
+        assert abs(hands[0].joints_2d[:, 1].mean() - 150) < 20
+    assert video.detections == 1
+
+
+def test_meshes_are_whole_and_fit_together(make_video):
+    video = make_video()
+    for k in range(10):
+        hands = video.show((200 + 3 * k, 150, 130, "right"), (450, 300 - 3 * k, 120, "left"))
+        assert [hand.track_id for hand in hands] == [0, 1]
+        for hand in hands:
+            projected = hand.camera.project(hand.joints + hand.translation)
+            np.testing.assert_allclose(hand.joints_2d, projected, atol=1e-3)
+            assert hand.to_trimesh().volume > 0
+            assert hand.score > 0.9
+
+
+def test_a_hand_at_rest_is_what_the_estimator_sees(make_video, make_estimator, dim_frame):
+    video = make_video()
+    for _ in range(20):
+        hands = video.show(RIGHT, LEFT)
+    frame = graphs.draw_hand(graphs.draw_hand(dim_frame, RIGHT[:2], RIGHT[2]), LEFT[:2], LEFT[2], "left")
+    for hand in hands:
+        (plain,) = make_estimator()(frame, boxes=[hand.box], sides=[hand.side])
+        np.testing.assert_allclose(hand.vertices, plain.vertices, atol=1e-3)
+        np.testing.assert_allclose(hand.translation, plain.translation, atol=0.01)
+        np.testing.assert_allclose(hand.global_orient, plain.global_orient, atol=0.01)
+        np.testing.assert_allclose(hand.hand_pose, plain.hand_pose, atol=1e-3)
+
+
+def test_detector_runs_only_while_a_hand_is_missing(make_video):
+    video = make_video(detect_every=5)
+    for _ in range(4):
+        assert video.show() == []
+    assert video.detections == 4  # every frame while there is no hand at all
+    for _ in range(11):
+        assert len(video.show(RIGHT)) == 1
+    assert video.detections == 4 + 1 + 2  # to find it, then every fifth frame for a second hand
+    for _ in range(5):
+        hands = video.show(RIGHT, LEFT)
+    assert len(hands) == 2
+    seen = video.detections
+    for _ in range(20):
+        video.show(RIGHT, LEFT)
+    assert video.detections == seen
+
+
+def test_no_more_hands_than_asked_for(make_video):
+    video = make_video(max_hands=1)
+    for _ in range(12):
+        (hand,) = video.show(RIGHT, LEFT)
+        assert hand.track_id == 0
+    assert video.detections == 1
+
+
+def test_smoothing_off_gives_the_estimators_meshes(make_video, make_estimator, dim_frame):
+    video = make_video(smoothing=None)
+    for k in range(3):
+        (hand,) = video.show((200 + 5 * k, 150, 130, "right"))
+    box = 0.5 * np.array([-130, -130, 130, 130]) + [210, 150, 210, 150]
+    frame = graphs.draw_hand(dim_frame, (210, 150), 130)
+    (plain,) = make_estimator()(frame, boxes=[box], sides=["right"])
+    np.testing.assert_allclose(hand.joints_2d, plain.joints_2d, atol=2.0)
+    assert hand.track_id == 0
+
+
+def test_trembling_of_the_picture_shrinks(make_video):
+    rng = np.random.default_rng(0)
+    steps = {}
+    for name, smoothing in (("raw", None), ("smooth", Smoothing())):
+        video, places = make_video(smoothing=smoothing), []
+        for dx, dy in np.random.default_rng(1).integers(-3, 4, (60, 2)):
+            (hand,) = video.show((300 + dx, 250 + dy, 128 + 2 * rng.integers(-2, 3), "right"))
+            places.append(hand.translation)
+        steps[name] = np.abs(np.diff(places[20:], axis=0)).mean(0)
+    assert (steps["smooth"] < 0.5 * steps["raw"]).all()
+
+
+def test_a_fast_hand_is_followed_closely(make_video):
+    video = make_video()
+    for k in range(30):
+        (hand,) = video.show((120 + 13 * k, 200, 130, "right"))  # a tenth of its width a frame
+    assert hand.track_id == 0
+    assert video.detections < 10
+    assert abs(center(hand)[0] - (120 + 13 * 29)) < 13  # less than a frame behind
+
+
+def test_short_losses_are_bridged_along_the_path(make_video):
+    video = make_video(max_hands=1, bridge_frames=3)
+    for k in range(15):
+        video.show((200 + 8 * k, 200, 130, "right"))
+    xs = []
+    for _ in range(3):
+        (hand,) = video.show()
+        assert hand.track_id == 0
+        assert hand.score < 0.5
+        xs.append(center(hand)[0])
+    assert xs == sorted(xs)
+    assert xs[0] > 200 + 8 * 13
+    (hand,) = video.show((200 + 8 * 17, 200, 130, "right"))
+    assert hand.track_id == 0
+    assert hand.score > 0.9
+
+
+def test_long_losses_end_a_track(make_video):
+    video = make_video(bridge_frames=2)
+    video.show(RIGHT)
+    assert [len(video.show()) for _ in range(4)] == [1, 1, 0, 0]
+    (hand,) = video.show(RIGHT)
+    assert hand.track_id == 1
+
+
+def test_no_bridging_if_not_wanted(make_video):
+    video = make_video(bridge_frames=0)
+    assert len(video.show(RIGHT)) == 1
+    assert video.show() == []
+
+
+def test_a_hand_that_jumped_is_found_again_by_the_detector(make_video):
+    video = make_video(max_hands=1)
+    for _ in range(5):
+        video.show((200, 200, 130, "right"))
+    for _ in range(3):
+        video.show((280, 200, 130, "right"), skip=0)
+    (hand,) = video.show((280, 200, 130, "right"))
+    assert hand.track_id == 0
+    assert abs(center(hand)[0] - 280) < 10
+
+
+def test_a_hand_that_leaves_the_frame_ends(make_video):
+    video = make_video(max_hands=1)
+    for k in range(60):
+        hands = video.show((500 + 10 * k, 200, 130, "right"))
+    assert hands == []
+
+
+def test_side_flips_only_after_frames_of_disagreement(make_video):
+    video = make_video(max_hands=1, flip_after=5, smoothing=None)
+    for _ in range(3):
+        video.show(RIGHT)
+    as_left = (*RIGHT[:3], "left")
+    for _ in range(4):  # a flicker shorter than the hysteresis changes nothing
+        (hand,) = video.show(as_left)
+        assert hand.side == "right"
+        assert hand.side_score < 0.5
+    for _ in range(2):
+        assert video.show(RIGHT)[0].side == "right"
+    sides = [video.show(as_left)[0].side for _ in range(7)]
+    assert sides == ["right"] * 5 + ["left"] * 2
+    assert video.show(as_left)[0].track_id == 0
+
+
+def test_alternating_opinions_never_flip_the_side(make_video):
+    video = make_video(max_hands=1)
+    for k in range(40):
+        (hand,) = video.show((*RIGHT[:3], "left" if k % 2 else "right"))
+        assert hand.side == "right"
+
+
+def test_two_tracks_on_one_hand_become_the_older(make_video):
+    video = make_video(smoothing=None)
+    for k in range(12):  # two hands glide together until the second hides the first
+        video.show((200 + 12 * k, 200, 130, "right"), (340, 200, 130, "right"))
+    hands = [video.show((340, 200, 130, "right")) for _ in range(4)][-1]
+    assert [hand.track_id for hand in hands] == [min(hand.track_id for hand in hands)]
+    assert abs(center(hands[0])[0] - 340) < 5
+
+
+def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
+    video = make_video(detect_every=1)
+    for k in range(10):
+        (hand,) = video.show((200 + 6 * k, 150, 130, "right"))
+        assert hand.track_id == 0
+    assert video.detections == 10
+
+
+def test_hands_without_presence_start_no_track(make_video):
+    video = make_video(fixed={"presence": 0.3})
+    assert video.show(RIGHT) == []
+
+
+def test_a_pause_or_another_frame_size_starts_anew(make_video, caplog):
+    video = make_video(max_hands=1)
+    (hand,) = video.show(RIGHT)
+    with caplog.at_level(logging.INFO, "handmesh.tracker"):
+        (later,) = video.show(RIGHT, skip=30)
+        assert (hand.track_id, later.track_id) == (0, 1)
+        video.background = video.background[:480]
+        (smaller,) = video.show(RIGHT)
+    assert smaller.track_id == 2
+    assert "without a frame" in caplog.text
+    assert "frame size changed" in caplog.text
+
+
+def test_reset_is_a_new_tracker(make_video):
+    video = make_video()
+    first = [video.show(RIGHT, LEFT) for _ in range(5)]
+    video.tracker.reset()
+    video.count = 0
+    second = [video.show(RIGHT, LEFT) for _ in range(5)]
+    for a, b in zip(first, second, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.track_id == y.track_id
+            np.testing.assert_array_equal(x.vertices, y.vertices)
+            np.testing.assert_array_equal(x.translation, y.translation)
+
+
+def test_camera_is_used(make_video, dim_frame):
+    camera = Camera(900.0, 900.0, 319.5, 255.5, 640, 512)
+    frame = graphs.draw_hand(dim_frame, (320, 256), 128)
+    tracker = make_video().tracker
+    (hand,) = tracker(frame, 0.0, camera=camera)
+    assert hand.camera is camera
+    assert hand.translation[2] == pytest.approx(900 * graphs.HAND_WIDTH_M / 128, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("time", "error", "words"),
+    [
+        (1.0, ValueError, r"must increase: 1.0 s came after 1.0 s.*tracker.reset\(\)"),
+        (0.5, ValueError, "must increase"),
+        (float("nan"), ValueError, "finite"),
+        (float("inf"), ValueError, "finite"),
+        (None, TypeError, "NoneType"),
+        ("2", TypeError, "str"),
+        (True, TypeError, "bool"),
+    ],
+)
+def test_times_must_increase_and_a_refused_call_changes_nothing(make_video, dim_frame, time, error, words):
+    tracker = make_video().tracker
+    frame = graphs.draw_hand(dim_frame, RIGHT[:2], RIGHT[2])
+    (before,) = tracker(frame, 1.0)
+    with pytest.raises(error, match=words):
+        tracker(frame, time)
+    with pytest.raises(TypeError, match="None"):
+        tracker(None, 1.5)
+    (after,) = tracker(frame, np.float64(1.0 + 1 / FPS))
+    assert after.track_id == before.track_id
+
+
+def test_empty_and_tiny_frames(make_video):
+    tracker = make_video().tracker
+    assert tracker(np.zeros((1, 1, 3), np.uint8), 0.0) == []
+    with pytest.raises(ValueError, match="no pixels"):
+        tracker(np.zeros((0, 5, 3), np.uint8), 1.0)
+
+
+@pytest.mark.parametrize("settings", [{"max_hands": 0}, {"detect_every": 0}, {"bridge_frames": -1}, {"flip_after": 0}])
+def test_settings_out_of_range_are_refused(estimator, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        HandTracker(estimator, **settings)
+
+
+def test_a_tracker_needs_a_detector(make_estimator):
+    with pytest.raises(ValueError, match="with a detector"):
+        HandTracker(make_estimator(detector=False))
+
+
+def test_stronger_smoothing_lags_more(make_video):
+    behind = []
+    for cutoff in (0.3, 3.0, 30.0):
+        video = make_video(max_hands=1, smoothing=Smoothing(translation=OneEuro(cutoff, 0.0)))
+        for k in range(20):
+            (hand,) = video.show((200 + 6 * k, 200, 130, "right"))
+        behind.append(200 + 6 * 19 - center(hand)[0])
+    assert behind[0] > behind[1] + 5 > behind[2] + 5
