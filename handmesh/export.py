@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from handmesh.atomic import written_whole
+from handmesh.normals import vertex_normals
 from handmesh.records import HandMesh
 from handmesh.skeleton import KEYPOINTS, MANO_JOINTS
 
@@ -128,11 +129,15 @@ def _write_ply(hands: Sequence[HandMesh], path: Path) -> None:
 def _write_glb(hands: Sequence[HandMesh], path: Path) -> None:
     from trimesh.exchange.gltf import export_glb
 
-    meshes = {}
-    for name, hand in _named(hands):
-        meshes[name] = hand.to_trimesh()
-        meshes[name].vertices = meshes[name].vertices @ _T_GLTF_CAM.T  # half a turn about x: faces stay outside out
+    meshes = {name: _gltf_mesh(hand) for name, hand in _named(hands)}
     path.write_bytes(export_glb(_scene(meshes), include_normals=True))
+
+
+def _gltf_mesh(hand: HandMesh) -> trimesh.Trimesh:
+    import trimesh
+
+    vertices = (hand.vertices + hand.translation) @ _T_GLTF_CAM.T  # half a turn about x: faces stay outside out
+    return trimesh.Trimesh(vertices, hand.faces, vertex_normals=vertex_normals(vertices, hand.faces), process=False)
 
 
 def _named(hands: Sequence[HandMesh]) -> list[tuple[str, HandMesh]]:

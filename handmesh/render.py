@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.normals import vertex_normals
 from handmesh.raster import EMPTY, TONES, rasterise
 from handmesh.records import check_frame
 from handmesh.skeleton import FINGERS, KEYPOINT_BONES, KEYPOINTS
@@ -159,20 +160,6 @@ def _tones(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArra
     diffuse = _AMBIENT + (1 - _AMBIENT) * np.clip(0.5 + 0.5 * facing, 0, 1) ** 2
     highlight = np.clip(facing, 0, 1) ** 24
     return (0.82 * diffuse + 0.18 * highlight).astype(np.float32)
-
-
-def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Unit normals (V, 3), area-weighted over the faces (F, 3) around each vertex; 0 where no face is."""
-    a, b, c = (vertices[faces[:, k]].astype(np.float32) for k in range(3))
-    u, v = (b - a).T, (c - a).T
-    corners = faces.reshape(-1)
-    normals = np.empty((len(vertices), 3))
-    for axis in range(3):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        cross = u[i] * v[j] - u[j] * v[i]  # of all faces, as long as twice the area
-        normals[:, axis] = np.bincount(corners, np.repeat(cross, 3), len(vertices))
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    return (normals / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 @lru_cache(maxsize=8)

@@ -187,7 +187,9 @@ def test_training_commands_without_their_extra_say_what_to_install(monkeypatch, 
 
 
 def test_importing_the_command_line_loads_nothing_heavy():
-    code = "import sys, handmesh.cli; print([m for m in ('torch', 'cv2', 'onnxruntime', 'trimesh') if m in sys.modules])"
+    code = (
+        "import sys, handmesh.cli; print([m for m in ('torch', 'cv2', 'onnxruntime', 'trimesh') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -17,7 +17,6 @@ from handmesh.render import (
     draw_labels,
     draw_text,
     render_still,
-    vertex_normals,
 )
 from handmesh.skeleton import FINGERS, KEYPOINTS
 
@@ -163,12 +162,6 @@ def test_other_frames_are_refused(frame):
 def test_opacity_must_be_a_share(opacity):
     with pytest.raises(ValueError, match="opacity"):
         Overlay(opacity=opacity)
-
-
-def test_normals_of_a_sphere_point_outwards():
-    hand = sphere_hand(radius=1.0, subdivisions=4)
-    normals = vertex_normals(hand.vertices, hand.faces)
-    np.testing.assert_allclose(normals, hand.vertices, atol=0.01)
 
 
 def embedded_hand(height_px: float) -> HandMesh:
