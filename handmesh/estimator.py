@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
 from handmesh.detector import HandDetector
+from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
     Detection,
@@ -29,15 +29,7 @@ from handmesh.records import (
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 from handmesh.smoothing import rotmat_to_rotvec
 
-MIN_DEPTH_M = 0.02
-"""No joint is placed nearer to the camera than this."""
-
-MAX_DEPTH_M = 100.0
-"""A hand whose picture is a mere point is placed here."""
-
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,79 +261,11 @@ def build_hand(
     )
 
 
-def project_joints(joints: NDArray, translation: NDArray, camera: Camera) -> NDArray[np.float64]:
-    """Joints (21, 3) standing at ``translation`` in pixels (21, 2); none counts as nearer than ``MIN_DEPTH_M``."""
-    points = joints.astype(np.float64) + translation
-    points[:, 2] = np.maximum(points[:, 2], MIN_DEPTH_M)
-    return camera.project(points)
-
-
 def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
     """Tight box (4,) of keypoints (21, 2), at least a pixel wide and high."""
     box = box_of_points(joints_2d)
     middle, half = 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
     return np.concatenate([middle - half, middle + half])
-
-
-def solve_translation(
-    joints: NDArray[np.floating], joints_2d: NDArray[np.floating], camera: Camera, steps: int = 6
-) -> NDArray[np.float64]:
-    """Where hands stand so that their joints project onto their keypoints: (N, 3) metres.
-
-    ``joints`` (N, 21, 3) metres from the wrist in camera axes, ``joints_2d`` (N, 21, 2) px. With the ray (u, v, 1) of
-    a keypoint, ``X + tx = u (Z + tz)`` and ``Y + ty = v (Z + tz)`` are linear in the translation. They are solved in
-    the least-squares sense, each step weighing them by Cauchy's weights of the last step's errors in pixels, so that
-    single keypoints gone astray count for little.
-
-    Where that puts a joint behind ``MIN_DEPTH_M`` (keypoints that fit no pose of these joints), the depth comes from
-    the ratio of the two point sets' sizes instead, which is always positive; the log says so.
-    """
-    joints = np.asarray(joints, np.float64)
-    rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
-    focal = np.array([camera.fx, camera.fy])
-    A = np.zeros((*rays.shape, 3))  # (N, 21, 2, 3)
-    A[..., 0, 0] = A[..., 1, 1] = 1.0
-    A[..., 2] = -rays
-    b = rays * joints[..., 2:] - joints[..., :2]  # (N, 21, 2)
-    weights = np.ones(rays.shape[:-1])  # (N, 21)
-    translation = _weighted_solve(A, b, weights)
-    for _ in range(steps):
-        depth = np.maximum(joints[..., 2] + translation[:, None, 2], MIN_DEPTH_M)
-        errors = ((A @ translation[:, None, :, None])[..., 0] - b) * focal / depth[..., None]
-        errors_px = np.linalg.norm(errors, axis=-1)
-        median = np.partition(errors_px, 10, axis=-1)[:, 10:11]  # of 21; np.median takes ten times as long
-        usual = np.maximum(2.0 * median, 0.25)
-        weights = 1.0 / ((1.0 + (errors_px / usual) ** 2) * depth**2)
-        translation = _weighted_solve(A, b, weights)
-    nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
-    lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
-    if lost.any():
-        _log.debug("%d of %d hands are placed by their size: their keypoints fit no perspective", lost.sum(), len(lost))
-        translation[lost] = _translation_by_size(joints[lost], rays[lost])
-    return translation
-
-
-def _weighted_solve(A: NDArray, b: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Least-squares solution (N, 3) of A (N, 21, 2, 3) x = b (N, 21, 2) under weights (N, 21)."""
-    n = len(A)
-    A, b = A.reshape(n, -1, 3), b.reshape(n, -1, 1)
-    weighted = np.swapaxes(A * np.repeat(weights, 2, axis=-1)[..., None], -1, -2)  # (N, 3, 42)
-    normal = weighted @ A
-    # A hair of damping keeps the equations solvable when all keypoints coincide.
-    damping = 1e-12 * np.trace(normal, axis1=-2, axis2=-1)[:, None, None] * np.eye(3)
-    return np.linalg.solve(normal + damping, weighted @ b)[..., 0]
-
-
-def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:
-    """Weak-perspective translation (N, 3): the depth at which joints (N, 21, 3) look as large as rays (N, 21, 2)."""
-    flat = joints[..., :2]
-    size = np.linalg.norm(flat - flat.mean(axis=-2, keepdims=True), axis=(-2, -1))
-    size_seen = np.linalg.norm(rays - rays.mean(axis=-2, keepdims=True), axis=(-2, -1))
-    farthest = np.full_like(size, MAX_DEPTH_M)
-    depth = np.divide(size, size_seen, out=farthest, where=size_seen > size / MAX_DEPTH_M)
-    depth = np.maximum(depth, MIN_DEPTH_M - joints[..., 2].min(axis=-1))
-    xy = rays.mean(axis=-2) * depth[:, None] - flat.mean(axis=-2)
-    return np.concatenate([xy, depth[:, None]], axis=-1)
 
 
 def check_camera(camera: Camera | None, frame: NDArray[np.uint8]) -> Camera:

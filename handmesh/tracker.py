@@ -15,8 +15,8 @@ from handmesh.estimator import (
     box_of_keypoints,
     build_hand,
     check_camera,
-    project_joints,
 )
+from handmesh.placement import project_joints
 from handmesh.records import (
     Camera,
     Detection,

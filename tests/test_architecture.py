@@ -25,6 +25,8 @@ LAYERS = {
     "alignment": 1,
     "assets": 1,
     "raster": 1,
+    "normals": 0,
+    "placement": 2,
     "runtime": 2,
     "smoothing": 2,
     "render": 2,

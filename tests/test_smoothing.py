@@ -138,7 +138,7 @@ def test_time_must_advance_and_shape_stay(kind):
 
 @pytest.mark.parametrize("settings", [(0.0, 1.0), (-1.0, 0.0), (math.nan, 0.0), (1.0, -0.1), (1.0, math.inf)])
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match="min_cutoff_hz|beta"):
+    with pytest.raises(ValueError, match=r"min_cutoff_hz|beta"):
         OneEuro(*settings)
 
 

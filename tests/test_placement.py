@@ -1,0 +1,82 @@
+"""Placing hands: exact from exact pixels, robust to astray ones, never behind the camera."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from handmesh.placement import MIN_DEPTH_M, project_joints, solve_translation
+from handmesh.records import Camera
+
+CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)
+MIRROR = np.array([-1.0, 1.0, 1.0])
+
+
+def random_joints(rng, n=20) -> np.ndarray:
+    joints = rng.uniform(-0.09, 0.09, (n, 21, 3))
+    joints[:, 0] = 0.0
+    return joints
+
+
+def test_translation_is_found_exactly_from_true_projections():
+    rng = np.random.default_rng(0)
+    joints = random_joints(rng)
+    translation = np.stack([rng.uniform(-0.3, 0.3, 20), rng.uniform(-0.3, 0.3, 20), rng.uniform(0.15, 3, 20)], -1)
+    pixels = CAMERA.project(joints + translation[:, None])
+    np.testing.assert_allclose(solve_translation(joints, pixels, CAMERA), translation, atol=1e-6)
+
+
+def test_translation_bears_keypoints_gone_astray():
+    rng = np.random.default_rng(1)
+    joints, translation = random_joints(rng), np.array([0.1, -0.05, 0.6])
+    pixels = CAMERA.project(joints + translation) + rng.normal(scale=0.5, size=(20, 21, 2))
+    pixels[:, [4, 8, 12]] += 80.0
+    error = np.linalg.norm(solve_translation(joints, pixels, CAMERA) - translation, axis=-1)
+    assert error.max() < 0.015  # plain least squares errs by more than 30 mm here
+    assert np.linalg.norm(solve_translation(joints, pixels, CAMERA, steps=0) - translation, axis=-1).min() > 0.03
+
+
+def test_translation_scales_with_the_focal_length():
+    joints = random_joints(np.random.default_rng(2)) * (1, 1, 0.1)
+    pixels = CAMERA.project(joints + np.array([0.0, 0.0, 0.8]))
+    twice = replace(CAMERA, fx=2 * CAMERA.fx, fy=2 * CAMERA.fy)
+    depth = solve_translation(joints, pixels, twice)[:, 2]
+    np.testing.assert_allclose(depth, 1.6, rtol=0.02)
+
+
+def test_translation_is_the_mirrored_one_for_mirrored_points():
+    rng = np.random.default_rng(3)
+    joints = random_joints(rng)
+    pixels = rng.uniform(100, 400, (20, 21, 2))
+    mirrored = solve_translation(joints * MIRROR, pixels * (-1, 1) + (639, 0), CAMERA.mirrored())
+    np.testing.assert_allclose(mirrored, solve_translation(joints, pixels, CAMERA) * MIRROR, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["one point", "upside down", "noise", "huge"])
+def test_impossible_keypoints_still_stand_before_the_camera(kind, caplog):
+    rng = np.random.default_rng(4)
+    joints = random_joints(rng)
+    pixels = CAMERA.project(joints + np.array([0.0, 0.0, 0.6]))
+    pixels = {
+        "one point": np.full_like(pixels, 200.0),
+        "upside down": 2 * pixels.mean(1, keepdims=True) - pixels,
+        "noise": rng.uniform(-1e3, 1e3, pixels.shape),
+        "huge": 1e5 * (pixels - 200),
+    }[kind]
+    with caplog.at_level(logging.DEBUG, "handmesh.placement"):
+        translation = solve_translation(joints, pixels, CAMERA)
+    assert np.isfinite(translation).all()
+    assert (joints[..., 2] + translation[:, None, 2] >= MIN_DEPTH_M - 1e-9).all()
+    if kind != "noise":
+        assert "placed by their size" in caplog.text
+
+
+def test_joints_at_the_camera_plane_project_somewhere():
+    joints = np.zeros((21, 3))
+    joints[1] = [0.05, 0.0, -1.0]
+    pixels = project_joints(joints, np.array([0.0, 0.0, 0.5]), CAMERA)
+    np.testing.assert_allclose(pixels[0], [310, 250])
+    np.testing.assert_allclose(pixels[1], [310 + 600 * 0.05 / MIN_DEPTH_M, 250])
