@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handmesh.estimator import HandMeshEstimator
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 OUT = Path("out")
 
-#: Commands that need the `train` extra: name -> (module with a main(argv), what it does).
-TRAIN_COMMANDS = {
-    "train": ("handmesh.training.loop", "train a hand network"),
-    "data": ("handmesh.synthesis.synthesize", "render synthetic training data"),
+#: Commands that need the `train` extra: words -> (module with a main(argv), what it does).
+TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("train",): ("handmesh.training.loop", "train a hand network"),
+    ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
 }
 
 
@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in TRAIN_COMMANDS:
-        return _forward(arguments[0], arguments[1:])
+    for words, (module, purpose) in TRAIN_COMMANDS.items():
+        if tuple(arguments[: len(words)]) == words:
+            return _forward(module, purpose, arguments[len(words) :])
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return _report_errors(lambda: run(options))
@@ -69,8 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_image_options(commands.add_parser("image", help="draw the hands of pictures"), ())
     _add_video_options(commands.add_parser("video", help="draw the hands of a video"))
     _add_webcam_options(commands.add_parser("webcam", help="draw hands live, from a camera or a clip"))
-    for name, (_, purpose) in TRAIN_COMMANDS.items():
-        commands.add_parser(name, help=f"{purpose} (needs the train extra)", add_help=False)
+    groups: dict[tuple[str, ...], Any] = {(): commands}
+    for words, (_, purpose) in TRAIN_COMMANDS.items():
+        group, name = words[:-1], words[-1]
+        if group not in groups:
+            parent = commands.add_parser(group[0], help="make training data (needs the train extra)")
+            groups[group] = parent.add_subparsers(required=True, metavar="WHAT")
+        groups[group].add_parser(name, help=f"{purpose} (needs the train extra)", add_help=False)
     return parser
 
 
@@ -145,8 +151,7 @@ def _report_errors(run: Callable[[], int]) -> int:
         return 130
 
 
-def _forward(command: str, arguments: Sequence[str]) -> int:
-    module, purpose = TRAIN_COMMANDS[command]
+def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
     try:
         run = import_module(module).main
     except ModuleNotFoundError as error:
