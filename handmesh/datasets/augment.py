@@ -227,15 +227,22 @@ def degrade(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     if rng.random() < config.blur:
         image = _blur(image, rng)
     if rng.random() < config.noise:
-        noise = np.empty_like(image, np.int16)
-        cv2.randn(noise, 0, float(rng.uniform(1, 12)))
-        if rng.random() < 0.5:  # demosaicing and codecs leave coarse grain
-            noise = cv2.resize(np.ascontiguousarray(noise[::2, ::2]), (size, size))
-        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        image = cv2.add(image, _grain(size, rng), dtype=cv2.CV_8U)
     if rng.random() < config.jpeg:
-        quality = int(rng.integers(25, 92))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 92))]
+        decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        assert decoded is not None
+        image = decoded
     return image
+
+
+def _grain(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise (size, size, 3) float32, coarse half of the time as demosaicing and codecs leave it."""
+    strength = np.float32(rng.uniform(1, 12))
+    if rng.random() < 0.5:
+        return rng.standard_normal((size, size, 3), np.float32) * strength
+    coarse = rng.standard_normal((size // 2, size // 2, 3), np.float32) * strength
+    return cv2.resize(coarse, (size, size))
 
 
 def _shift_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -63,7 +63,6 @@ class BatchStream(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, self.rank, step])
-        cv2.setRNGSeed(int(rng.integers(2**31 - 1)))
         edges = np.cumsum(self.mixture.shares)
         targets = []
         for _ in range(self.batch_size):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
+import itertools
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from timm.layers import LayerScale2d
+from timm.layers.layer_scale import LayerScale2d
 from timm.models.fastvit import AttentionBlock, FastVit
-from timm.utils import reparameterize_model
+from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.assets import ASSETS, HandModelArrays, load_hand_model
+from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.model.hand_model import HandModel
 from handmesh.model.regressor import HandRegressor, load_network, wrist_relative_hand
@@ -62,7 +66,7 @@ def fold(network: HandRegressor) -> HandRegressor:
 def _fold_sequential_norms(module: nn.Module) -> None:
     """Fuse every child convolution that is directly followed by a child batch norm."""
     children = list(module.named_children())
-    for (name, first), (next_name, second) in zip(children, children[1:], strict=False):
+    for (name, first), (next_name, second) in itertools.pairwise(children):
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
             setattr(module, name, fuse_conv_bn_eval(first, second))
             # timm's norm layers carry an activation and dropout of their own
@@ -88,7 +92,7 @@ def _fold_attention_block(block: AttentionBlock) -> None:
 
 
 def _fold_scale(layer: nn.Conv2d | nn.Linear, parent: nn.Module, name: str) -> None:
-    gamma = getattr(parent, name).gamma
+    gamma = getattr(parent, name).gamma.flatten()
     layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
     if layer.bias is not None:
         layer.bias.mul_(gamma)
@@ -146,7 +150,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
 
 
 def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None:
-    """Write the hand model as ONNX: `rotations` (N, 16, 3, 3), `betas` (N, 10) -> `vertices`, `joints` from the wrist."""
+    """Write the hand model as ONNX: `rotations` (N, 16, 3, 3), `betas` (N, 10) -> `vertices`, `joints`."""
     module = _DeployedHandModel(HandModel(arrays or load_hand_model())).eval()
     example = (torch.eye(3).repeat(2, 16, 1, 1), torch.zeros(2, 10))
     outputs = ("vertices", "joints")
@@ -183,9 +187,8 @@ def _export(
     entry = model.metadata_props.add()
     entry.key, entry.value = "handmesh", json.dumps(meta)
     onnx.checker.check_model(model)
-    partial = path.with_suffix(".partial")
-    onnx.save(model, str(partial))
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        onnx.save(model, str(temporary))
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -230,11 +233,54 @@ def register_weights(folder: Path, name: str, file: Path, facts: dict[str, Any])
     registry = folder / "weights.json"
     entries = json.loads(registry.read_text()) if registry.is_file() else {}
     entries[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **facts}
-    partial = registry.with_suffix(".partial")
-    partial.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
-    partial.replace(registry)
+    with written_whole(registry) as temporary:
+        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
 def load_torch_network(path: Path) -> HandRegressor:
     """A trained network, folded and ready for inference in torch. Errors as `load_network`."""
     return fold(load_network(path))
+
+
+def round_to_float16(network: HandRegressor) -> HandRegressor:
+    """A copy whose large parameters hold only float16 values, as `export_hand_network` stores them."""
+    rounded = copy.deepcopy(network)
+    for parameter in rounded.parameters():
+        if parameter.numel() >= _SMALL_TENSOR:
+            parameter.data = parameter.data.half().float()
+    return rounded
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `handmesh export`: checkpoint -> folded ONNX files, entered into the folder's weights.json."""
+    parser = argparse.ArgumentParser(prog="handmesh export", description=main.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="ema.pt or last.pt of a training run")
+    parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
+    parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
+    parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    network = load_network(args.checkpoint)
+    folded = fold(network)
+    size = network.config.input_size
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randint(0, 256, (args.crops, size, size, 3), generator=generator, dtype=torch.uint8)
+    rounded = round_to_float16(folded)
+    path = args.folder / f"{args.name}.onnx"
+    export_hand_network(folded, path, name=args.name)
+    export_hand_model(args.folder / "hand_model.onnx")
+    report = {
+        "fold_mm": parity_mm(network, folded, crops),
+        "float16_mm": parity_mm(folded, rounded, crops),
+        "onnxruntime_mm": runtime_parity_mm(rounded, path, crops),
+    }
+    seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
+    facts = {"variant": network.config.variant, "head": network.config.head, "input_size": size, "samples_seen": seen}
+    register_weights(args.folder, args.name, path, {"kind": "hand", **facts, "parity": report})
+    register_weights(args.folder, "hand_model", args.folder / "hand_model.onnx", {"kind": "hand_model"})
+    _log.info("%s: %.2f MB; largest vertex differences in mm: %s", path, path.stat().st_size / 1e6, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.atomic import written_whole
 from handmesh.model.backbone import Variant, backbone_features, build_backbone
 from handmesh.model.hand_model import HandModel
 from handmesh.model.head import HeadName, HeadOutput, build_head
@@ -82,9 +85,8 @@ def wrist_relative_hand(
 
 def save_network(network: HandRegressor, path: Path, **extra: Any) -> None:
     """Write config and weights to `path` at once; extra entries must be plain values or tensors."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    torch.save({"config": asdict(network.config), "network": network.state_dict(), **extra}, partial)
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        torch.save({"config": asdict(network.config), "network": network.state_dict(), **extra}, temporary)
 
 
 def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
@@ -100,6 +102,6 @@ def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandR
         stored = torch.load(path, map_location="cpu", weights_only=True)
         network = HandRegressor(NetworkConfig(**stored["config"]), hand_model)
         network.load_state_dict(stored["network"])
-    except (RuntimeError, KeyError, TypeError, EOFError) as error:
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError, struct.error) as error:
         raise ValueError(f"{path} is not a hand network checkpoint: {error}") from error
     return network

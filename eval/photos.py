@@ -1,0 +1,31 @@
+"""Measure the shipped weights on labelled photos: 2D error, PCK, agreement in 3D, with given boxes and end to end.
+
+python eval/photos.py FOLDER [FOLDER ...] --split test --out eval/results/photos_test.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from handmesh import HandMeshEstimator
+from handmesh.evaluation.photos import measure_photos
+from handmesh.evaluation.report import write_result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="photo folders with labels.json")
+    parser.add_argument("--split", choices=["validation", "test"], required=True, help="what the folders are used as")
+    parser.add_argument("--weights", default="fast", help="name or .onnx file")
+    parser.add_argument("--out", type=Path, required=True, help="result file, .json")
+    args = parser.parse_args()
+    result = measure_photos(HandMeshEstimator.from_pretrained(args.weights), args.folders)
+    for kind, rows in result.items():
+        for name, row in rows.items():
+            print(kind, name, " ".join(f"{key}={value:.4g}" for key, value in row.items()))
+    write_result(args.out, {"split": args.split, "weights": args.weights, **result})
+
+
+if __name__ == "__main__":
+    main()

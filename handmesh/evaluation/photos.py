@@ -1,0 +1,123 @@
+"""The shipped estimator on real photos and clips whose keypoints another tracker labelled (see `datasets.photos`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.datasets.photos import WRONG_SPREAD
+from handmesh.estimator import HandMeshEstimator
+from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.records import HandMesh, Side, box_iou, box_of_points
+
+MATCH_IOU = 0.3  # a found hand is that of a label if their keypoint boxes overlap by this much
+
+
+@dataclass(frozen=True)
+class LabelledHand:
+    """A label: 2D keypoints (21, 2) px, 3D (21, 3) m from the wrist, side."""
+
+    joints_2d: NDArray[np.float64]
+    joints: NDArray[np.float64]
+    side: Side
+
+
+def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
+    """Photos of a folder with their trusted labels (spread below WRONG_SPREAD), in name order."""
+    entries = json.loads((folder / "labels.json").read_text())
+    photos = []
+    for name, entry in sorted(entries.items()):
+        hands = [
+            LabelledHand(np.asarray(hand["kp2d"], np.float64), np.asarray(hand["kp3d"], np.float64), hand["side"])
+            for hand in entry["hands"]
+            if hand["spread"] < WRONG_SPREAD
+        ]
+        if hands:
+            photos.append((folder / name, hands))
+    return photos
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """An image file as (H, W, 3) uint8 RGB. Raises ValueError if it cannot be read."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"cannot read image {path}")
+    return np.asarray(image, np.uint8)
+
+
+def measure_crops(estimator: HandMeshEstimator, folder: Path) -> dict[str, float]:
+    """Errors when box and side are given from the labels: the hand network alone."""
+    pairs = []
+    for path, hands in labelled_photos(folder):
+        boxes = np.stack([box_of_points(hand.joints_2d) for hand in hands])
+        found = estimator(read_rgb(path), boxes=boxes, sides=[hand.side for hand in hands])
+        pairs.extend(zip(found, hands, strict=True))
+    return summarise(pairs, len(pairs))
+
+
+def measure_frames(find: Callable[[NDArray[np.uint8]], list[HandMesh]], folder: Path) -> dict[str, float]:
+    """Errors of the whole pipeline on frames: labels without an overlapping found hand count as missed."""
+    pairs: list[tuple[HandMesh, LabelledHand]] = []
+    labels = 0
+    for path, hands in labelled_photos(folder):
+        found = find(read_rgb(path))
+        labels += len(hands)
+        pairs.extend(match(found, hands))
+    return summarise(pairs, labels)
+
+
+def match(found: list[HandMesh], labels: list[LabelledHand]) -> list[tuple[HandMesh, LabelledHand]]:
+    """Pair labels with found hands, best overlap first, each used once."""
+    if not found or not labels:
+        return []
+    boxes = np.stack([box_of_points(label.joints_2d) for label in labels])
+    overlap = np.stack([[float(box_iou(box_of_points(hand.joints_2d), box)) for box in boxes] for hand in found])
+    pairs = []
+    while overlap.max() >= MATCH_IOU:
+        i, j = np.unravel_index(overlap.argmax(), overlap.shape)
+        pairs.append((found[i], labels[j]))
+        overlap[i, :], overlap[:, j] = -1.0, -1.0
+    return pairs
+
+
+def summarise(pairs: list[tuple[HandMesh, LabelledHand]], labels: int) -> dict[str, float]:
+    """Mean errors of matched hands; `2d` and `2d_mesh` are shares of the longer side of the label's box."""
+    summary: dict[str, float] = {"labels": labels, "matched": len(pairs)}
+    if not pairs:
+        return summary
+    truth = np.stack([label.joints_2d for _, label in pairs])
+    errors = keypoint_error(np.stack([hand.joints_2d for hand, _ in pairs]), truth)
+    mesh = np.stack([hand.camera.project(hand.joints + hand.translation) for hand, _ in pairs])
+    mesh_errors = keypoint_error(mesh, truth)
+    joints = np.stack([hand.joints for hand, _ in pairs])
+    return summary | {
+        "2d": float(errors.mean()),
+        "2d_median": float(np.median(errors.mean(1))),
+        "2d_mesh": float(mesh_errors.mean()),
+        "pck_05": pck(errors, 0.05),
+        "pck_10": pck(errors, 0.10),
+        "pck_10_mesh": pck(mesh_errors, 0.10),
+        "pa_mpjpe_pseudo_mm": float(pa_error_mm(joints, np.stack([label.joints for _, label in pairs])).mean()),
+        "side_right": float(np.mean([hand.side == label.side for hand, label in pairs])),
+        "presence": float(np.mean([hand.score for hand, _ in pairs])),
+    }
+
+
+def measure_photos(estimator: HandMeshEstimator, folders: list[Path]) -> dict[str, Any]:
+    """`measure_crops` and `measure_frames` per folder and the mean over folders."""
+    result: dict[str, Any] = {"crops": {}, "frames": {}}
+    for folder in folders:
+        result["crops"][folder.name] = measure_crops(estimator, folder)
+        result["frames"][folder.name] = measure_frames(estimator, folder)
+    for kind in ("crops", "frames"):
+        rows = list(result[kind].values())
+        keys = [key for key in rows[0] if all(key in row for row in rows)]
+        result[kind]["mean over folders"] = {key: float(np.mean([row[key] for row in rows])) for key in keys}
+    return result

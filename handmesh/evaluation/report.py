@@ -1,0 +1,60 @@
+"""Result files: one JSON a run, stamped with the commit, the hardware and the versions that made the numbers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from handmesh.atomic import written_whole
+
+_PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino")
+
+
+def stamp() -> dict[str, Any]:
+    """Commit (with "-dirty" for uncommitted changes), date, processor, cores and package versions."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": git.stdout.strip() or None,
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def write_result(path: Path, facts: dict[str, Any]) -> None:
+    """Write `facts` with a stamp to a JSON file; floats are rounded to six digits."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(_rounded({**facts, "stamp": stamp()}), indent=1) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

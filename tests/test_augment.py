@@ -1,0 +1,92 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hands import mirrored, posed_hand
+
+from handmesh.crop import CROP_SCALE, Crop
+from handmesh.datasets.augment import NO_AUGMENT, AugmentConfig, ImagePool, crop_affine, make_negative, make_target
+
+POOL = ImagePool([])
+TURNED = dataclasses.replace(NO_AUGMENT, turn_deg=40.0)
+
+
+def target(sample, config=NO_AUGMENT, seed=0):
+    return make_target(sample, 128, config, POOL, np.random.default_rng(seed))
+
+
+def test_crop_affine_is_the_estimators_crop():
+    box = np.array([30.0, 50.0, 130.0, 90.0])
+    for mirror in (False, True):
+        crop = Crop.from_box(box, 128, mirrored=mirror)
+        affine = crop_affine((80.0, 70.0), 100.0 * CROP_SCALE, 128, mirrored=mirror)
+        np.testing.assert_allclose(affine, crop.affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("config", [NO_AUGMENT, TURNED])
+@pytest.mark.parametrize("offset", [(0.0, 0.0, 0.45), (0.12, -0.1, 0.5)])
+def test_3d_target_projects_onto_2d_target(config, offset):
+    """In the virtual camera the turned joints lie where the crop shows them, up to the crop's flat perspective."""
+    row = target(posed_hand(3, offset=offset), config)
+    middle = row.joints_2d.mean(0)
+    flat = row.joints[:, :2] - row.joints[:, :2].mean(0)
+    seen = row.joints_2d - middle
+    scale = (flat * seen).sum() / (flat * flat).sum()
+    assert scale > 0
+    assert np.abs(scale * flat - seen).max() < 0.2  # strong perspective at half a metre
+
+
+def test_rotations_pose_the_target_joints():
+    import torch
+
+    from handmesh.assets import load_hand_model
+    from handmesh.model.hand_model import HandModel
+    from handmesh.model.regressor import wrist_relative_hand
+
+    row = target(posed_hand(5, offset=(0.1, 0.05, 0.5)), TURNED)
+    rotations, betas = torch.tensor(row.rotations).float()[None], torch.tensor(row.betas).float()[None]
+    _, joints = wrist_relative_hand(HandModel(load_hand_model()), rotations, betas)
+    np.testing.assert_allclose(joints[0].numpy(), row.joints, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_left_hand_gives_the_target_of_its_mirror_image(seed):
+    right = posed_hand(seed, offset=(0.08, 0.02, 0.5))
+    one, other = target(right, TURNED), target(mirrored(right), TURNED)
+    np.testing.assert_allclose(other.joints_2d, one.joints_2d, atol=1e-9)
+    np.testing.assert_allclose(other.joints, one.joints, atol=1e-9)
+    np.testing.assert_allclose(other.rotations, one.rotations, atol=1e-9)
+    assert np.abs(other.crop.astype(int) - one.crop).mean() < 1.0
+    assert one.right == other.right == 1.0
+
+
+def test_kept_left_hand_has_no_3d():
+    row = target(posed_hand(1), dataclasses.replace(NO_AUGMENT, keep_left=1.0))
+    assert (row.right, row.weight_3d, row.weight_parameters) == (0.0, 0.0, 0.0)
+    plain = target(posed_hand(1))
+    np.testing.assert_allclose(row.joints_2d[:, 0], -plain.joints_2d[:, 0], atol=1e-9)
+
+
+def test_mask_cells_follow_the_hand():
+    row = target(posed_hand(2))
+    assert row.mask.shape == (16, 16)
+    cells = np.floor((row.joints_2d + 1) * 8).astype(int)
+    assert min(row.mask[y, x] for x, y in cells) > 0.1
+    assert row.mask[0].max() == 0.0
+
+
+def test_crops_are_reproducible_and_differ_between_seeds():
+    sample = posed_hand(4)
+    config = AugmentConfig()
+    first = [target(sample, config, seed) for seed in range(12)]
+    again = [target(sample, config, seed) for seed in range(12)]
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.crop, b.crop)
+    assert len({row.crop.tobytes() for row in first}) == 12
+    assert all(row.crop.dtype == np.uint8 and row.crop.shape == (128, 128, 3) for row in first)
+
+
+def test_negative_has_no_weights_but_presence():
+    row = make_negative(POOL, 96, AugmentConfig(), np.random.default_rng(0))
+    assert row.crop.shape == (96, 96, 3)
+    assert (row.presence, row.weight_2d, row.weight_3d, row.weight_parameters, row.weight_right) == (0, 0, 0, 0, 0)

@@ -1,0 +1,120 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hands import HandList, posed_hand, write_freihand
+
+from handmesh.datasets.augment import NO_AUGMENT, ImagePool
+from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.mixture import BatchStream, Mixture, load_pool
+from handmesh.datasets.photos import PhotoDataset
+
+
+def test_freihand_reads_what_was_written(tmp_path):
+    write_freihand(tmp_path, 3)
+    dataset = FreiHandDataset(tmp_path)
+    assert len(dataset) == 3
+    for number in range(3):
+        expected, found = posed_hand(number), dataset[number]
+        np.testing.assert_allclose(found.joints_2d, expected.joints_2d, atol=1e-3)
+        assert expected.joints is not None
+        assert found.joints is not None
+        np.testing.assert_allclose(found.joints, expected.joints, atol=1e-6)
+        assert np.abs(found.image.astype(int) - expected.image).mean() < 4  # JPEG
+
+
+def test_freihand_counts_background_copies(tmp_path):
+    write_freihand(tmp_path, 2)
+    for number in range(2):
+        source = tmp_path / "training" / "rgb" / f"{number:08d}.jpg"
+        (tmp_path / "training" / "rgb" / f"{number + 2:08d}.jpg").write_bytes(source.read_bytes())
+    dataset = FreiHandDataset(tmp_path)
+    assert len(dataset) == 4
+    np.testing.assert_array_equal(dataset[3].joints_2d, dataset[1].joints_2d)
+
+
+def test_freihand_names_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="training/rgb"):
+        FreiHandDataset(tmp_path)
+    write_freihand(tmp_path, 2)
+    (tmp_path / "training" / "rgb" / "00000001.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="00000001"):
+        FreiHandDataset(tmp_path)[1]
+    xyz = json.loads((tmp_path / "training_xyz.json").read_text())
+    xyz[1][4][2] = float("nan")
+    (tmp_path / "training_xyz.json").write_text(json.dumps(xyz))
+    with pytest.raises(ValueError, match=r"\[1\] are not finite"):
+        FreiHandDataset(tmp_path)
+    (tmp_path / "training_K.json").unlink()
+    with pytest.raises(FileNotFoundError, match="training_K"):
+        FreiHandDataset(tmp_path)
+
+
+def write_photo(folder, spread=0.01, size=(600, 400)):
+    folder.mkdir()
+    points = np.stack([np.linspace(300, 420, 21), np.linspace(100, 330, 21)], 1)
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    for x, y in points:
+        cv2.circle(image, (round(x), round(y)), 4, (255, 255, 255), -1)
+    cv2.imwrite(str(folder / "a.png"), image)
+    hand = {"side": "left", "kp2d": points.tolist(), "kp3d": np.ones((21, 3)).tolist(), "spread": spread}
+    (folder / "labels.json").write_text(json.dumps({"a.png": {"size": size, "hands": [hand]}}))
+
+
+def test_photo_region_keeps_keypoints_on_their_pixels(tmp_path):
+    write_photo(tmp_path / "set")
+    (sample,) = list(PhotoDataset([tmp_path / "set"]))
+    assert max(sample.image.shape[:2]) <= 320
+    for x, y in sample.joints_2d:
+        assert sample.image[round(y), round(x)].min() > 150
+    assert sample.side == "left"
+    assert sample.trust_2d == 1.0
+    assert sample.joints is not None
+    assert np.abs(sample.joints[0]).max() == 0.0
+
+
+def test_photo_labels_are_trusted_by_their_spread(tmp_path):
+    write_photo(tmp_path / "good", 0.035)
+    write_photo(tmp_path / "bad", 0.06)
+    assert len(PhotoDataset([tmp_path / "bad"])) == 0
+    (sample,) = list(PhotoDataset([tmp_path / "good"], distorted=frozenset({"good"})))
+    assert sample.trust_2d == pytest.approx(0.5)
+    assert sample.joints is None
+    with pytest.raises(FileNotFoundError, match=r"labels\.json"):
+        PhotoDataset([tmp_path])
+
+
+def stream(seed=1, rank=0):
+    mixture = Mixture([HandList([posed_hand(0), posed_hand(1)])], [0.8])
+    return BatchStream(
+        mixture, ImagePool([]), batch_size=16, size=64, augment=NO_AUGMENT, seed=seed, rank=rank, steps=4
+    )
+
+
+def test_batches_depend_on_seed_rank_and_step_alone():
+    first = stream()[2]
+    for found, expected in zip(stream()[2], first, strict=True):
+        assert found.equal(expected)
+    for other in (stream()[1], stream(seed=2)[2], stream(rank=1)[2]):
+        assert not other.crops.equal(first.crops)
+    assert 0 < first.presence.mean() < 1
+
+
+def test_mixture_refuses_shares_that_do_not_fit():
+    hands = HandList([posed_hand(0)])
+    with pytest.raises(ValueError, match="shares"):
+        Mixture([hands], [0.7, 0.3])
+    with pytest.raises(ValueError, match="shares"):
+        Mixture([hands], [1.2])
+    with pytest.raises(ValueError, match="empty"):
+        Mixture([HandList()], [0.5])
+
+
+def test_pool_reads_and_shrinks_photos(tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((100, 1000, 3), np.uint8))
+    (image,) = load_pool([tmp_path]).images
+    assert image.shape == (40, 400, 3)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_pool([tmp_path / "nowhere"])
+    assert load_pool([tmp_path]).patch(np.random.default_rng(0), 48).shape == (48, 48, 3)

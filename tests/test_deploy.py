@@ -1,0 +1,96 @@
+import json
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from handmesh.model.backbone import Variant
+from handmesh.model.deploy import (
+    HAND_OUTPUTS,
+    export_hand_model,
+    export_hand_network,
+    fold,
+    parity_mm,
+    register_weights,
+    runtime_parity_mm,
+)
+from handmesh.model.regressor import HandRegressor, NetworkConfig, wrist_relative_hand
+
+FOLD_TOLERANCE_MM = 0.01  # float32 round-off through some sixty layers is a hundredth of it
+RUNTIME_TOLERANCE_MM = 0.05
+FLOAT16_TOLERANCE_MM = 1.0  # of random weights; the published ones are measured when they are made
+
+
+def seasoned(variant: Variant, size: int = 64) -> HandRegressor:
+    """A network whose batch norms have seen something, so that folding them is not trivial."""
+    torch.manual_seed(0)
+    network = HandRegressor(NetworkConfig(variant=variant, input_size=size))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+        elif hasattr(module, "gamma"):
+            torch.nn.init.normal_(module.gamma, 0.5, 0.2)  # pyright: ignore[reportArgumentType]
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("variant", ["t8", pytest.param("sa12", marks=pytest.mark.slow)])
+def test_fold_changes_no_vertex(variant, crops):
+    network = seasoned(variant)
+    folded = fold(network)
+    assert parity_mm(network, folded, crops) < FOLD_TOLERANCE_MM
+    assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in network.parameters())
+    with pytest.raises(ValueError, match="folded already"):
+        fold(folded)
+
+
+def test_exported_network_equals_torch_and_is_plain(tmp_path, crops):
+    folded = fold(seasoned("t8"))
+    path = tmp_path / "hand.onnx"
+    export_hand_network(folded, path, name="test", float16=False)
+    assert runtime_parity_mm(folded, path, crops) < RUNTIME_TOLERANCE_MM
+    assert list(tmp_path.iterdir()) == [path]
+    graph = onnx.load(str(path)).graph
+    assert not {node.op_type for node in graph.node} & {"BatchNormalization", "If", "Loop"}
+    session = onnxruntime.InferenceSession(str(path))
+    assert [output.name for output in session.get_outputs()] == list(HAND_OUTPUTS)
+    meta = json.loads(session.get_modelmeta().custom_metadata_map["handmesh"])
+    assert (meta["kind"], meta["input_size"], meta["crop_scale"]) == ("hand", 64, 1.6)
+    alone = session.run(["vertices"], {"crop": crops[:1].numpy()})[0]
+    assert abs(alone - session.run(["vertices"], {"crop": crops.numpy()})[0][:1]).max() < 1e-5
+
+    half = tmp_path / "half.onnx"
+    export_hand_network(folded, half, name="test")
+    assert half.stat().st_size < 0.55 * path.stat().st_size
+    assert runtime_parity_mm(folded, half, crops) < FLOAT16_TOLERANCE_MM
+
+
+def test_exported_hand_model_equals_torch(tmp_path, crops):
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    with torch.no_grad():
+        head = network(crops).head
+        vertices, joints = wrist_relative_hand(network.hand_model, head.rotations, head.betas)
+    export_hand_model(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    found = session.run(None, {"rotations": head.rotations.numpy(), "betas": head.betas.numpy()})
+    assert abs(found[0] - vertices.numpy()).max() < 1e-6
+    assert abs(found[1] - joints.numpy()).max() < 1e-6
+
+
+def test_registry_keeps_other_entries(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"a")
+    register_weights(tmp_path, "a", tmp_path / "a.onnx", {"kind": "hand"})
+    register_weights(tmp_path, "b", tmp_path / "a.onnx", {"kind": "detector"})
+    entries = json.loads((tmp_path / "weights.json").read_text())
+    assert set(entries) == {"a", "b"}
+    assert entries["a"]["sha256"] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"

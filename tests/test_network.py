@@ -1,0 +1,125 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hands import HandList, posed_hand
+
+from handmesh.datasets.augment import NO_AUGMENT, ImagePool
+from handmesh.datasets.mixture import BatchStream, Mixture
+from handmesh.model.backbone import VARIANTS, build_backbone
+from handmesh.model.head import HEADS, build_head, cell_centres
+from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
+from handmesh.training.losses import LossWeights, training_loss
+
+
+@pytest.fixture(scope="module")
+def batch():
+    mixture = Mixture([HandList([posed_hand(seed) for seed in range(6)])], [0.9])
+    return BatchStream(mixture, ImagePool([]), batch_size=8, size=64, augment=NO_AUGMENT, seed=0, rank=0, steps=1)[0]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_have_the_promised_shapes(head, batch):
+    network = HandRegressor(NetworkConfig(head=head, input_size=64)).eval()
+    with torch.no_grad():
+        out, vertices, joints = network(batch.crops)
+    assert out.rotations.shape == (8, 16, 3, 3)
+    torch.testing.assert_close(out.rotations.transpose(-1, -2) @ out.rotations, torch.eye(3).expand(8, 16, 3, 3))
+    assert out.betas.shape == (8, 10)
+    assert out.camera.shape == (8, 3)
+    assert (out.camera[:, 0] > 0).all()
+    assert out.joints_2d.shape == (8, 21, 2)
+    assert out.mask.shape == (8, 8, 8)
+    assert out.presence.shape == out.right.shape == (8,)
+    assert joints.shape == (8, 21, 3)
+    assert vertices.shape[2] == 3
+    assert joints[:, 0].abs().max() < 1e-7
+
+
+def test_batch_equals_singles(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    with torch.no_grad():
+        together = network(batch.crops)
+        alone = torch.cat([network(crop[None]).vertices for crop in batch.crops])
+    torch.testing.assert_close(together.vertices, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_feeds_a_head(variant):
+    with torch.device("meta"):
+        backbone = build_backbone(variant)
+        channels = [info["num_chs"] for info in backbone.feature_info]
+        assert [info["reduction"] for info in backbone.feature_info] == [4, 8, 16, 32]
+        build_head("tokens", (channels[1], channels[2], channels[3], backbone.num_features))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="t8"):
+        build_backbone("t9")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="tokens"):
+        build_head("transformer", (1, 1, 1, 1))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="multiple of 32"):
+        NetworkConfig(input_size=100)
+
+
+def test_soft_argmax_of_a_peak_is_its_cell():
+    heatmap = torch.full((1, 1, 4, 8), -50.0)
+    heatmap[0, 0, 3, 2] = 50.0
+    x, y = (heatmap.flatten(2).softmax(-1) @ cell_centres(heatmap))[0, 0]
+    assert (x.item(), y.item()) == pytest.approx((-0.375, 0.75))
+
+
+def test_perfect_prediction_has_no_loss(batch):
+    """A prediction made of the targets themselves: every geometric term is zero."""
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    with torch.no_grad():
+        prediction = network(batch.crops)
+    posed = prediction.head._replace(rotations=batch.rotations, betas=batch.betas, joints_2d=batch.joints_2d)
+    from handmesh.model.regressor import Prediction, wrist_relative_hand
+
+    vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations, batch.betas)
+    _, terms = training_loss(Prediction(posed, vertices, joints), batch, network.hand_model, LossWeights())
+    for name in ("joints_2d", "rotations", "betas", "joints", "vertices"):
+        assert terms[name].item() < 1e-5, name
+
+
+def test_unknown_targets_do_not_move_the_network(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).train()
+    zero = torch.zeros_like(batch.weight_2d)
+    blind = batch._replace(weight_2d=zero, weight_3d=zero, weight_parameters=zero, weight_mask=zero, weight_right=zero)
+    total, terms = training_loss(network(batch.crops), blind, network.hand_model, LossWeights())
+    assert {name for name, term in terms.items() if term.item() != 0.0} == {"presence"}
+    assert total.item() == pytest.approx(LossWeights().presence * terms["presence"].item())
+
+
+def test_loss_has_gradients_everywhere_and_no_nan(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).train()
+    total, _ = training_loss(network(batch.crops), batch, network.hand_model, LossWeights())
+    total.backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_checkpoint_there_and_back(tmp_path, batch):
+    network = HandRegressor(NetworkConfig(head="global", input_size=64)).eval()
+    save_network(network, tmp_path / "a.pt")
+    again = load_network(tmp_path / "a.pt").eval()
+    assert again.config == network.config
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
+    with torch.no_grad():
+        np.testing.assert_array_equal(network(batch.crops).vertices, again(batch.crops).vertices)
+
+
+def test_bad_checkpoints_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_network(tmp_path / "nothing.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="junk"):
+        load_network(tmp_path / "junk.pt")
+    network = HandRegressor(NetworkConfig(input_size=64))
+    other = dataclasses.replace(network.config, head="global")
+    torch.save({"config": dataclasses.asdict(other), "network": network.state_dict()}, tmp_path / "mixed.pt")
+    with pytest.raises(ValueError, match="mixed"):
+        load_network(tmp_path / "mixed.pt")

@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hands import HandList, posed_hand, write_freihand
+
+from handmesh.datasets.mixture import Mixture
+from handmesh.model.regressor import NetworkConfig, load_network
+from handmesh.training.config import PRESETS, TrainConfig
+from handmesh.training.loop import Trainer, main
+
+TINY = TrainConfig(
+    network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
+)
+HANDS = HandList([posed_hand(seed) for seed in range(4)])
+
+
+def trainer(folder, config=TINY):
+    folder.mkdir(exist_ok=True)
+    return Trainer(config, folder, Mixture([HANDS], [0.9]), [], {"synthetic": HANDS})
+
+
+def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    assert whole.run()
+    assert not trainer(tmp_path / "parts").run(minutes=0.0)  # stops after its first step
+    parts = trainer(tmp_path / "parts")
+    assert parts.step == 1
+    assert parts.run()
+    for (key, value), other in zip(
+        whole.network.state_dict().items(), parts.network.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+    for key, value in whole.ema.state.items():
+        assert value.equal(parts.ema.state[key]), key
+    assert (tmp_path / "whole" / "synthetic.csv").read_text().count("\n") == 2
+    load_network(tmp_path / "whole" / "ema.pt")
+
+
+def test_resume_refuses_another_batch_size(tmp_path):
+    trainer(tmp_path).run(minutes=0.0)
+    with pytest.raises(ValueError, match="samples a step"):
+        trainer(tmp_path, dataclasses.replace(TINY, batch_size=8))
+
+
+def test_rate_warms_up_holds_and_ends_at_zero():
+    config = TrainConfig(samples=1000, warmup=100, decay=0.5, learning_rate=2.0)
+    assert config.rate_at(0) == pytest.approx(0.02)
+    assert config.rate_at(300) == 2.0
+    assert config.rate_at(750) == pytest.approx(1.0)
+    assert config.rate_at(1000) == 0.0
+
+
+def test_command_line_trains_on_a_folder(tmp_path):
+    write_freihand(tmp_path / "set", 3)
+    run = tmp_path / "run"
+    main(["--preset", "smoke", "--run", str(run), "--synthetic", str(tmp_path / "set"), "--samples", "32"])
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["config"]["samples"] == 32
+    assert (run / "last.pt").is_file()
+    assert set(PRESETS) >= {"fast", "accurate", "smoke"}
+
+
+def test_command_line_needs_data(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--run", str(tmp_path)])
+    assert "nothing to train on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_overfits_four_hands(tmp_path):
+    config = dataclasses.replace(TINY, samples=1600, batch_size=8, warmup=80, learning_rate=1e-3, ema_decay=0.9)
+    network = NetworkConfig(input_size=64)
+    run = trainer(tmp_path, dataclasses.replace(config, network=network))
+    run.run()
+    rows = np.genfromtxt(tmp_path / "synthetic.csv", delimiter=",", names=True)
+    assert float(np.atleast_1d(rows["2d"])[-1]) < 0.08
+    assert float(np.atleast_1d(rows["pa_mpjpe_mm"])[-1]) < 12.0
