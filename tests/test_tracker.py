@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import graphs
 import numpy as np
 import pytest
 
-from handmesh.records import Camera, HandMesh
+from handmesh.records import Camera, Detection, HandMesh
 from handmesh.smoothing import OneEuro, Smoothing
 from handmesh.tracker import HandTracker
 
@@ -217,13 +218,87 @@ def test_alternating_opinions_never_flip_the_side(make_video):
         assert hand.side == "right"
 
 
-def test_two_tracks_on_one_hand_become_the_older(make_video):
-    video = make_video(smoothing=None)
-    for k in range(12):  # two hands glide together until the second hides the first
-        video.show((200 + 12 * k, 200, 130, "right"), (340, 200, 130, "right"))
-    hands = [video.show((340, 200, 130, "right")) for _ in range(4)][-1]
-    assert [hand.track_id for hand in hands] == [min(hand.track_id for hand in hands)]
-    assert abs(center(hands[0])[0] - 340) < 5
+class ScriptedEstimator:
+    """Answers with what the test says: ``found`` are detections, ``see(box, side)`` is the mesh of a crop."""
+
+    presence_threshold = 0.5
+    detector = "scripted"
+
+    def __init__(self, pattern: HandMesh) -> None:
+        self.pattern, self.found, self.see, self.seen = pattern, [], self.hand_at, []
+
+    def detect(self, frame):
+        return self.found
+
+    def __call__(self, frame, boxes, sides, camera):
+        self.seen = [self.see(box, side or "right") for box, side in zip(boxes, sides, strict=True)]
+        return self.seen
+
+    def hand_at(self, box, side, score=0.9, side_score=0.9) -> HandMesh:
+        """The pattern hand, moved to stand in the middle of a box."""
+        place = self.pattern.camera.rays(0.5 * (np.asarray(box)[:2] + np.asarray(box)[2:]))
+        translation = place * self.pattern.translation[2] - self.pattern.joints.mean(axis=0)
+        joints_2d = self.pattern.camera.project(self.pattern.joints + translation)
+        box = np.concatenate([joints_2d.min(0), joints_2d.max(0)])
+        return replace(
+            self.pattern,
+            side=side,
+            score=score,
+            side_score=side_score,
+            translation=translation,
+            joints_2d=joints_2d,
+            box=box,
+        )
+
+
+@pytest.fixture
+def scripted(estimator, dim_frame) -> ScriptedEstimator:
+    (pattern,) = estimator(graphs.draw_hand(dim_frame, (300, 200), 130), boxes=[[235, 135, 365, 265]], sides=["right"])
+    return ScriptedEstimator(pattern)
+
+
+A, B = np.array([100.0, 150, 230, 280]), np.array([400.0, 150, 530, 280])
+
+
+@pytest.mark.parametrize(
+    ("older_side_score", "younger_side_score", "kept"), [(0.9, 0.9, 0), (0.9, 0.2, 0), (0.2, 0.2, 0), (0.2, 0.9, 1)]
+)
+def test_two_tracks_on_one_hand_become_the_older(scripted, dim_frame, older_side_score, younger_side_score, kept):
+    tracker = HandTracker(scripted, smoothing=None)
+    scripted.found = [Detection(A, "right", 0.9), Detection(B, "right", 0.9)]
+    assert [hand.track_id for hand in tracker(dim_frame, 0.0)] == [0, 1]
+    scores = [older_side_score, younger_side_score]
+    scripted.found, scripted.see = [], lambda box, side: scripted.hand_at(A + 9 * len(scores), side, 0.9, scores.pop(0))
+    (hand,) = tracker(dim_frame, 1 / FPS)
+    assert hand.track_id == kept
+    assert len(scripted.seen) == 2
+
+
+def test_hands_side_by_side_stay_two(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None)
+    scripted.found = [Detection(A, "right", 0.9), Detection(B, "right", 0.9)]
+    tracker(dim_frame, 0.0)
+    near = [A, np.add(A, [60, 0, 60, 0])]
+    for k in range(1, 5):
+        left = list(near)
+        scripted.see = lambda box, side, left=left: scripted.hand_at(left.pop(0), side)
+        assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0, 1]
+
+
+def test_a_hand_lost_and_detected_near_its_place_goes_on(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None)
+    scripted.found = [Detection(A, "right", 0.9)]
+    tracker(dim_frame, 0.0)
+    moved = A + 60
+    at_new_place = lambda box, side: scripted.hand_at(box, side, 0.9 if abs(box[0] - moved[0]) < 20 else 0.1)  # noqa: E731
+    scripted.found, scripted.see = [], at_new_place
+    assert tracker(dim_frame, 1 / FPS)[0].score < 0.5
+    scripted.found = [Detection(B, "right", 0.95), Detection(moved, "right", 0.9)]
+    scripted.see = lambda box, side: scripted.hand_at(box, side)
+    first, second = tracker(dim_frame, 2 / FPS)
+    assert (first.track_id, second.track_id) == (0, 1)
+    np.testing.assert_allclose(center(first), 0.5 * (moved[:2] + moved[2:]), atol=15)
+    np.testing.assert_allclose(center(second), 0.5 * (B[:2] + B[2:]), atol=15)
 
 
 def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
