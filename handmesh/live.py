@@ -52,7 +52,7 @@ class Window:
     """A window on the screen. Closing it by its button counts as the key q."""
 
     def __init__(self) -> None:
-        cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         self._shown = False
 
     def show(self, frame: NDArray[np.uint8], wait_s: float) -> str:

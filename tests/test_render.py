@@ -21,7 +21,7 @@ from handmesh.render import (
 from handmesh.skeleton import FINGERS, KEYPOINTS
 
 GRAY = np.full((480, 640, 3), 90, np.uint8)
-LIVE_BUDGET_MS = 15.0  # meant: below 5 ms on an idle machine; test machines are busy
+LIVE_BUDGET_MS = 10.0  # of processor time; meant to be below 5 ms, but test machines are slow
 
 
 def changed(image):
@@ -182,10 +182,10 @@ def test_one_hand_costs_little_time(height_px):
     assert changed(overlay.draw(GRAY, [hand])).sum() > 0.1 * height_px**2
     taken_ms = []
     for _ in range(30):
-        before = time.perf_counter()
+        before = time.thread_time()  # not slowed down by other programs
         overlay.draw(GRAY, [hand])
-        taken_ms.append(1000 * (time.perf_counter() - before))
-    assert min(taken_ms) < LIVE_BUDGET_MS
+        taken_ms.append(1000 * (time.thread_time() - before))
+    assert np.median(taken_ms) < LIVE_BUDGET_MS
 
 
 @pytest.mark.filterwarnings("ignore")  # pyrender's and PyOpenGL's own
