@@ -18,6 +18,7 @@ OPEN_SPREAD_DEG = (-12.0, -1.0, 9.0, 18.0)
 DIP_FOLLOWS_PIP = 0.62
 MAX_PENETRATION_M = 0.0035
 RELAX_STEPS = 18
+RECORDED_SHARE = 0.25
 
 Array = np.ndarray
 
@@ -175,10 +176,16 @@ def relax(
     new angles and (N,) the deepest penetration left, in metres.
     """
     low, high = (torch.tensor(a, dtype=torch.float32) for a in angle_limits())
-    target = torch.tensor(angles, dtype=torch.float32)
+    everything = torch.minimum(torch.maximum(torch.tensor(angles, dtype=torch.float32), low), high)
+    with torch.no_grad():
+        clash = spheres.penetration(anatomy.keypoints(anatomy.rotations(everything))).amax(-1) > 0.3 * MAX_PENETRATION_M
+    clash[torch.tensor(np.unique(contacts[0][:, 0]), dtype=torch.long)] = True
+    place = clash.cumsum(0) - 1  # row of each pose among those that need work
+    target = everything[clash]
     variable = target.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([variable], lr=0.05, betas=(0.8, 0.95))
     pairs = torch.tensor(contacts[0], dtype=torch.long)
+    pairs[:, 0] = place[pairs[:, 0]]
     distance = torch.tensor(contacts[1], dtype=torch.float32)
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -195,8 +202,9 @@ def relax(
         with torch.no_grad():
             variable.clamp_(low, high)
     with torch.no_grad():
-        depth = spheres.penetration(anatomy.keypoints(anatomy.rotations(variable))).amax(-1)
-    return variable.detach().numpy(), depth.numpy()
+        everything[clash] = variable
+        depth = spheres.penetration(anatomy.keypoints(anatomy.rotations(everything))).amax(-1)
+    return everything.numpy(), depth.numpy()
 
 
 def sample_poses(
@@ -213,7 +221,11 @@ def sample_poses(
     """
     spheres = SphereModel(anatomy)
     rotations, labels = [], []
-    missing = count
+    recorded = 0 if bank is None or names else int(rng.binomial(count, RECORDED_SHARE))
+    if bank is not None and recorded:
+        rotations.append(_recorded(bank, recorded, rng))
+        labels.append(np.full(recorded, "recorded"))
+    missing = count - recorded
     while missing > 0:
         drawn = _propose(int(missing * 1.25) + 8, rng, names)
         angles, depth = relax(anatomy, spheres, drawn[0], drawn[1])
@@ -222,8 +234,8 @@ def sample_poses(
             rotations.append(anatomy.rotations(torch.tensor(angles[good], dtype=torch.float32)).numpy())
         labels.append(np.array(drawn[2])[good])
         missing -= len(good)
-    poses = Poses(np.concatenate(rotations), np.concatenate(labels))
-    return poses if bank is None or names else _mix_recorded(poses, bank, rng)
+    order = rng.permutation(count)
+    return Poses(np.concatenate(rotations)[order], np.concatenate(labels)[order])
 
 
 def _propose(
@@ -256,16 +268,17 @@ def _propose(
     return np.radians(angles), contacts, labels
 
 
-def _mix_recorded(poses: Poses, bank: Array, rng: np.random.Generator, share: float = 0.25) -> Poses:
+def _recorded(bank: Array, count: int, rng: np.random.Generator) -> Array:
+    """(count, 16, 3, 3) recorded poses with a little noise, or blends of two of them."""
     from handmesh.model.rotations import rotvec_to_rotmat
 
-    replaced = np.flatnonzero(rng.uniform(size=len(poses)) < share)
-    chosen = bank[rng.integers(0, len(bank), len(replaced))].astype(np.float32)
-    chosen = chosen + rng.normal(0, np.radians(3.0), chosen.shape).astype(np.float32)
-    rotations, names = poses.rotations.copy(), poses.names.astype("U24")
-    rotations[replaced, 1:] = rotvec_to_rotmat(torch.tensor(chosen)).numpy()
-    names[replaced] = "recorded"
-    return Poses(rotations, names)
+    chosen = bank[rng.integers(0, len(bank), count)]
+    other = bank[rng.integers(0, len(bank), count)]
+    t = np.where(rng.uniform(size=count) < 0.2, rng.uniform(0, 0.5, count), 0.0)[:, None, None]
+    rotvec = (1 - t) * chosen + t * other + rng.normal(0, np.radians(2.0), chosen.shape)
+    rotations = np.tile(np.eye(3, dtype=np.float32), (count, 16, 1, 1))
+    rotations[:, 1:] = rotvec_to_rotmat(torch.tensor(rotvec, dtype=torch.float32)).numpy()
+    return rotations
 
 
 def sample_orientations(anatomy: HandAnatomy, count: int, rng: np.random.Generator) -> Array:

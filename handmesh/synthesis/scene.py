@@ -13,7 +13,7 @@ from handmesh.synthesis.anatomy import HandAnatomy
 from handmesh.synthesis.backgrounds import random_background
 from handmesh.synthesis.gestures import GRASPS
 from handmesh.synthesis.lighting import random_lights
-from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, expose, join, render, vertex_normals
+from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, draw_depth, expose, join, render, vertex_normals
 from handmesh.synthesis.skin import TEXTURE_WIDTH, Skin
 from handmesh.synthesis.texels import HAND_TEXELS, TexelMap, bake_texels, open_faces, texel_coordinates
 
@@ -76,12 +76,13 @@ class Studio:
         self.photos = photos
         self.environments = environments or []
         self.frame = Frame.allocate(size)
+        self._probe = Frame.allocate(size // 4, 1)
         self.size = size
         keep = open_faces(arrays)
         assert arrays.uv_faces is not None
         assert arrays.wrist_loop is not None
         self.faces = np.ascontiguousarray(np.asarray(arrays.faces, np.int32)[keep])
-        self.loop = np.asarray(arrays.wrist_loop, int)
+        self.loop = _from_the_back(np.asarray(arrays.wrist_loop, int), arrays, self.anatomy)
         self._loop_size = float(np.linalg.norm(np.asarray(arrays.v_template)[self.loop].std(0)))
         corners = np.stack([self.faces, np.asarray(arrays.uv_faces)[keep]], -1).reshape(-1, 2)
         pairs, inverse = np.unique(corners, axis=0, return_inverse=True)
@@ -104,9 +105,15 @@ class Studio:
         self.atlas[rows, TEXTURE_WIDTH:] = props.prop_texture(self.photos, rng)
 
     def hand_with_arm(
-        self, vertices: Array, orientation: Array, material: int, rng: np.random.Generator, mirrored: bool = False
+        self,
+        vertices: Array,
+        orientation: Array,
+        material: int,
+        rng: np.random.Generator,
+        mirrored: bool = False,
+        sleeve: bool | None = None,
     ) -> list[Mesh]:
-        """Meshes of a hand (V, 3) and its forearm, perhaps with a sleeve."""
+        """Meshes of a hand (V, 3) and its forearm, with a sleeve (by default: perhaps)."""
         frame = self.anatomy.frame @ orientation.T
         if mirrored:  # grow the arm on the right hand's side of the mirror, then reflect everything
             vertices = vertices * np.array([-1, 1, 1], np.float32)
@@ -134,11 +141,11 @@ class Studio:
                 joined[owner], normals[owner], tube.uv, tube.faces, np.full(len(tube.faces), MATERIAL_FOREARM, np.int32)
             ),
         ]
-        if rng.uniform() < 0.45:
-            sleeve = arm.sew_sleeve(rings, rng)
-            cloth = vertex_normals(sleeve.vertices, np.ascontiguousarray(sleeve.faces[:, ::outward]))
-            kind = np.full(len(sleeve.faces), MATERIAL_SLEEVE, np.int32)
-            meshes.append(Mesh(sleeve.vertices, cloth, sleeve.uv, sleeve.faces, kind))
+        if rng.uniform() < 0.45 if sleeve is None else sleeve:
+            cloth = arm.sew_sleeve(rings, rng)
+            cloth_normals = vertex_normals(cloth.vertices, np.ascontiguousarray(cloth.faces[:, ::outward]))
+            kind = np.full(len(cloth.faces), MATERIAL_SLEEVE, np.int32)
+            meshes.append(Mesh(cloth.vertices, cloth_normals, cloth.uv, cloth.faces, kind))
         if mirrored:
             flip = np.array([-1, 1, 1], np.float32)
             meshes = [Mesh(m.vertices * flip, m.normals * flip, m.uv, m.faces, m.material) for m in meshes]
@@ -178,7 +185,7 @@ class Studio:
         lights = lights or random_lights(rng, self.environments, around)
         drawn = render(join(subject + extras), self.atlas, camera.intrinsics, lights, self.frame)
         if extras:
-            alone = _own_coverage(subject[0], camera.intrinsics, size)
+            alone = _own_coverage(subject[0], camera.intrinsics, self._probe, size)
             if drawn.mask.sum() < MIN_VISIBLE * alone:
                 drawn = render(join(subject), self.atlas, camera.intrinsics, lights, self.frame)
                 held = occluded = False
@@ -200,6 +207,14 @@ class Studio:
         return self.hand_with_arm(vertices, orientation, MATERIAL_FOREARM, rng, mirrored=True)
 
 
+def _from_the_back(loop: Array, arrays: HandModelArrays, anatomy: HandAnatomy) -> Array:
+    """Turn the wrist's ring of vertices so that it starts at the middle of the back: the forearm's texture does."""
+    ring = np.asarray(arrays.v_template, np.float64)[loop] @ anatomy.frame.T
+    ring = ring - ring.mean(0)
+    start = int(np.argmin(ring[:, 2] + 0.3 * np.abs(ring[:, 0])))
+    return np.roll(loop, -start)
+
+
 def _winding(vertices: Array, faces: Array, rings: Array) -> int:
     """1 or -1: how to read the tube's faces so that their normals point outwards."""
     a, b, c = (vertices[faces[:40, k]] for k in range(3))
@@ -211,19 +226,12 @@ def _hand_scale(keypoints: Array, anatomy: HandAnatomy) -> float:
     return float(np.linalg.norm(keypoints[9] - keypoints[0]) / np.linalg.norm(anatomy.joints[4]))
 
 
-def _own_coverage(mesh: Mesh, intrinsics: Array, size: int) -> float:
-    """About how many pixels the hand alone would cover: its projected convex outline, from a quarter-size fill."""
-    import cv2
-
-    z = np.maximum(mesh.vertices[:, 2], 0.05)
-    x = intrinsics[0, 0] * mesh.vertices[:, 0] / z + intrinsics[0, 2]
-    y = intrinsics[1, 1] * mesh.vertices[:, 1] / z + intrinsics[1, 2]
-    points = np.stack([x, y], 1) / 4
-    canvas = np.zeros((size // 4, size // 4), np.uint8)
-    triangles = np.round(points[mesh.faces]).astype(np.int32)
-    for triangle in triangles[::2]:
-        cv2.fillConvexPoly(canvas, triangle, 1)
-    return 16.0 * float(canvas.sum())
+def _own_coverage(mesh: Mesh, intrinsics: Array, probe: Frame, size: int) -> float:
+    """About how many pixels the hand alone would cover, counted in a small depth image."""
+    scale = size / probe.size
+    shrink = np.array([[1 / scale, 0, 0.5 / scale - 0.5], [0, 1 / scale, 0.5 / scale - 0.5], [0, 0, 1]])
+    draw_depth(mesh, shrink @ intrinsics, probe)
+    return scale**2 * float((probe.face >= 0).sum())
 
 
 def random_camera(keypoints: Array, size: int, rng: np.random.Generator) -> Camera:
@@ -254,14 +262,15 @@ def random_camera(keypoints: Array, size: int, rng: np.random.Generator) -> Came
 
 
 _STEPS = np.square(np.arange(1024) / 1023.0)
-_ENCODE = np.where(_STEPS < 0.0031308, 12.92 * _STEPS, 1.055 * _STEPS ** (1 / 2.4) - 0.055)
-_ENCODE = (255 * _ENCODE).astype(np.float32)
+ENCODE = np.where(_STEPS < 0.0031308, 12.92 * _STEPS, 1.055 * _STEPS ** (1 / 2.4) - 0.055)
+ENCODE = (255 * ENCODE).astype(np.float32)
 
 
 def develop(radiance: Array, alpha: Array, mask: Array, background: Array, rng: np.random.Generator) -> Array:
     """Expose the rendered light, put it over the background; (S, S, 3) uint8."""
-    lit = mask > 0.9 if (mask > 0.9).any() else alpha > 0.5
-    middle, high = np.percentile(radiance[lit].sum(-1), (50, 92)) / 3 if lit.any() else (0.3, 0.3)
+    few = radiance[::3, ::3]
+    lit = mask[::3, ::3] > 0.9 if (mask[::3, ::3] > 0.9).any() else alpha[::3, ::3] > 0.5
+    middle, high = np.percentile(few[lit].sum(-1), (50, 92)) / 3 if lit.any() else (0.3, 0.3)
     brightness = max(float(middle), 0.4 * float(high))  # spare the highlights of dark, glossy things
     # Half automatic exposure: dark skin stays darker than light skin, dark rooms stay darker than bright ones.
     target = brightness**0.45 * 0.3**0.55 * np.exp(rng.normal(0.05, 0.36))
@@ -269,4 +278,4 @@ def develop(radiance: Array, alpha: Array, mask: Array, background: Array, rng: 
         target *= rng.uniform(0.15, 0.5)
     light_gain = np.float32(target / max(brightness, 1e-3))
     background_gain = np.float32(rng.uniform(0.5, 1.1) * min(1.0, (target / 0.15) ** 0.5))
-    return expose(radiance, alpha, background, light_gain, background_gain, _ENCODE)
+    return expose(radiance, alpha, background, light_gain, background_gain, ENCODE)

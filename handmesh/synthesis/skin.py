@@ -170,7 +170,7 @@ def _worn(texels: TexelMap, colour, gloss, gloved: bool, rng) -> tuple[Array, Ar
     """Rings, and now and then a plaster round a finger."""
     for _ in range(rng.choice([0, 1, 2, 3], p=[0.84, 0.11, 0.03, 0.02])):
         finger = rng.integers(0, 5)
-        centre, width = rng.uniform(20, 30) if finger else rng.uniform(12, 20), rng.uniform(1.2, 3.2)
+        centre, width = rng.uniform(20, 30) if finger else rng.uniform(12, 20), rng.uniform(1.0, 2.3)
         metal, shine = _METALS[rng.integers(len(_METALS))] * rng.uniform(0.7, 1.1), 1.0
         if rng.uniform() < 0.12:
             width, metal, shine = rng.uniform(7, 11), np.array([0.75, 0.55, 0.4]) * rng.uniform(0.5, 1.2), 0.05
@@ -193,8 +193,8 @@ def _stretch(rng: np.random.Generator, rows: int, columns: int, width: int) -> A
 def _forearm(back: Array, palm: Array, rng: np.random.Generator) -> Array:
     """(HAND_TEXELS, FOREARM_TEXELS, 4) linear colour and gloss; rows run from the wrist to the elbow."""
     inner = 0.5 - 0.5 * np.cos(np.linspace(0, 2 * np.pi, FOREARM_TEXELS))[None, :, None]
-    skin = back + (0.5 * (palm - back)) * inner * 0.6
-    skin = np.repeat(skin, HAND_TEXELS, 0)
+    fade = 0.3 + 0.7 * np.exp(-np.arange(HAND_TEXELS) / 45.0)[:, None, None]
+    skin = back + (palm - back) * inner**0.7 * fade
     mottle = 0.06 * _stretch(rng, 24, 12, FOREARM_TEXELS) + 0.05 * _stretch(rng, 150, 60, FOREARM_TEXELS)
     skin = skin * (1 + rng.uniform(0.2, 1.1) * mottle[..., None])
     if rng.uniform() < 0.35:
