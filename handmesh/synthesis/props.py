@@ -102,6 +102,9 @@ def place(shape: Shape, rotation: Array, centre: Array, slot: int) -> Mesh:
     vertices = (shape.vertices @ rotation.T + centre).astype(np.float32)
     faces = shape.faces.astype(np.int32)
     normals = vertex_normals(vertices, faces)
+    lost = np.square(normals).sum(1) < 0.5  # the doubled vertices at a pole that no real face touches
+    outward = vertices[lost] - centre
+    normals[lost] = outward / np.linalg.norm(outward, axis=1, keepdims=True)
     # Outward normals whatever the winding: away from the centre on average.
     if float(((vertices - centre) * normals).sum()) < 0:
         normals = -normals

@@ -16,6 +16,8 @@ from numba import njit
 
 SHADOW_SIZE = 256
 NEAR_M = 0.04
+# Barycentric weights are summed up along a row: without slack, rounding opens cracks between neighbours.
+SLACK = np.float32(1e-5)
 MAX_LIGHTS = 3
 
 Array = np.ndarray
@@ -148,7 +150,7 @@ def _raster(points, faces, depth, face_ids, weights, near):
             w2 = ((bx - ax) * (y - ay) - (by - ay) * (x0 - ax)) * inverse
             for x in range(x0, x1 + 1):
                 w0 = np.float32(1.0) - w1 - w2
-                if w0 >= 0 and w1 >= 0 and w2 >= 0:
+                if w0 >= -SLACK and w1 >= -SLACK and w2 >= -SLACK:
                     z = np.float32(1.0) / (w0 * ra + w1 * rb + w2 * rc)
                     if z < depth[y, x]:
                         depth[y, x] = z
