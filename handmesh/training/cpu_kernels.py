@@ -11,6 +11,11 @@ An identity branch and a depthwise 1x1 branch share the moments of their input; 
 convolution is folded into its weights.
 """
 
+# timm's layers declare no types, so their attributes are Tensor | Module to pyright.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportOptionalOperand=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalIterable=false, reportIndexIssue=false, reportReturnType=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -91,8 +96,8 @@ def _sum_of_norms(
 
     def coefficients(moments, *leaves: Tensor):
         weights = iter(leaves[2 * len(branches) :])
-        scales: list[Tensor | None] = [None] * len(inputs)
-        shift: Tensor | None = None
+        zero = leaves[0].new_zeros(())
+        scales, shift = [zero] * len(inputs), zero
         for i, branch in enumerate(branches):
             pair = None if moments is None else moments[branch.index]
             weight = None if branch.weight is None else next(weights).flatten()
@@ -102,9 +107,8 @@ def _sum_of_norms(
             scale = scale if weight is None else scale * weight
             if branch.sign != 1:
                 scale, offset = scale * branch.sign, offset * branch.sign
-            known = scales[branch.index]
-            scales[branch.index] = scale if known is None else known + scale
-            shift = offset if shift is None else shift + offset
+            scales[branch.index] = scales[branch.index] + scale
+            shift = shift + offset
         if gain is not None:
             factor = next(weights).flatten()
             scales, shift = [s * factor for s in scales], shift * factor
@@ -138,10 +142,10 @@ def _activate_sum(block: nn.Module, inputs: list[Tensor], branches: list[_Branch
 
 
 class _FastDepthwise(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        if not _ready(x):
-            return super().forward(x)
-        out = cpu_ops.depthwise(x, [self.weight], self.stride[0])[0]
+    def forward(self, input: Tensor) -> Tensor:
+        if not _ready(input):
+            return super().forward(input)
+        out = cpu_ops.depthwise(input, [self.weight], self.stride[0])[0]
         return out if self.bias is None else out + self.bias.to(out.dtype).view(1, -1, 1, 1)
 
 
@@ -233,19 +237,16 @@ class _FastMobileOneBlock(fastvit.MobileOneBlock):
         with torch.autocast("cpu", enabled=False):
             patches = cpu_ops.stem_patches(x)  # (M, 32)
             count = len(patches)
-            moments = None
-            if self.training:
-                values = patches.float()
-                mean = values.mean(0)
-                covariance = values.T @ values / count - mean[:, None] * mean
+            values = patches.float() if self.training else patches[:0].float()
+            mean = values.sum(0) / count
+            covariance = values.T @ values / count - mean[:, None] * mean
             kxk, scale = self.conv_kxk[0], self.conv_scale
             flat = [kxk.conv.weight, F.pad(scale.conv.weight, (1, 1, 1, 1))]
             weight: Tensor | float = 0.0
             shift: Tensor | float = 0.0
             for w, norm in zip(flat, (kxk.bn, scale.bn), strict=True):
                 w = F.pad(w.permute(0, 2, 3, 1).flatten(1), (0, 5))  # (C, 32)
-                if self.training:
-                    moments = w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)
+                moments = (w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)) if self.training else None
                 a, c = _norm_affine(norm, moments, count, norm.weight, norm.bias)
                 weight, shift = weight + w * a[:, None], shift + c
         out = F.linear(patches, weight, shift)
@@ -265,19 +266,18 @@ class _FastReparamLargeKernelConv(fastvit.ReparamLargeKernelConv):
 
 class _FastRepMixer(fastvit.RepMixer):
     def forward(self, x: Tensor) -> Tensor:
-        mixer, norm = getattr(self, "mixer", None), getattr(self, "norm", None)
-        scaled = isinstance(getattr(self, "layer_scale", None), fastvit.LayerScale2d)
-        if not _ready(x) or self.reparam_conv is not None or not scaled or norm.identity is None:
+        if not _ready(x) or self.reparam_conv is not None or not self._is_plain():
             return super().forward(x)
-        if not _is_fast_depthwise(mixer.conv_kxk[0].conv):
-            return super().forward(x)
-        convolved, branches = mixer._depthwise_branches(x)
+        convolved, branches = self.mixer._depthwise_branches(x)
         # The input goes first: it is what the gated sum is added to.
         last = len(convolved) - 1
         inputs = [convolved[last], *convolved[:last]]
         branches = [_Branch((b.index + 1) % len(inputs), b.norm, b.weight) for b in branches]
-        branches.append(_Branch(0, norm.identity, sign=-1.0))
+        branches.append(_Branch(0, self.norm.identity, sign=-1.0))
         return _sum_of_norms(inputs, branches, gain=self.layer_scale.gamma.flatten(), training=self.training)
+
+    def _is_plain(self) -> bool:
+        return isinstance(self.layer_scale, fastvit.LayerScale2d) and _is_fast_depthwise(self.mixer.conv_kxk[0].conv)
 
 
 class _FastConvMlp(fastvit.ConvMlp):

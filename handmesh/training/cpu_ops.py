@@ -5,6 +5,9 @@ compiler or the CPU's AVX-512 bfloat16 instructions are missing, ``library()`` i
 callers keep to stock torch. All tensors are bfloat16 and channels_last; parameters and per-channel vectors float32.
 """
 
+# torch's autograd.Function declares forward and backward with other parameters than every real one has.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import ctypes
@@ -33,19 +36,26 @@ KERNEL_SIZES = (1, 3, 5, 7)
 BLOCK = 16  # channels of a depthwise convolution come in multiples of this
 
 _CPU_FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-w", "-mtune=native") + tuple(
-    "-m" + feature.replace("_", "") for feature in _CPU_FEATURES
-)
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-w", "-mtune=native")
+_FEATURE_FLAGS = tuple("-m" + feature.replace("_", "") for feature in _CPU_FEATURES)
 _Pointers = ctypes.c_void_p * MAX_INPUTS
 
 
 class _Geometry(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_int)
-            for name in "images channels multiplier height width out_height out_width stride kernels threads".split()
-        ),
-        *((name, ctypes.c_int * MAX_INPUTS) for name in ("size", "pad_y", "pad_x")),
+        ("images", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("multiplier", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("out_height", ctypes.c_int),
+        ("out_width", ctypes.c_int),
+        ("stride", ctypes.c_int),
+        ("kernels", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("size", ctypes.c_int * MAX_INPUTS),
+        ("pad_y", ctypes.c_int * MAX_INPUTS),
+        ("pad_x", ctypes.c_int * MAX_INPUTS),
     ]
 
 
@@ -75,14 +85,14 @@ def _cache_dir() -> Path:
 
 def _compile(source: Path, compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\n".join([source.read_text(), version, platform.processor(), *_FLAGS]).encode())
+    key = hashlib.sha256("\n".join([source.read_text(), version, *_FLAGS, *_FEATURE_FLAGS]).encode())
     target = _cache_dir() / f"cpu_kernels-{key.hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
             subprocess.run(
-                [compiler, *_FLAGS, "-o", str(built), str(source)], check=True, capture_output=True
+                [compiler, *_FLAGS, *_FEATURE_FLAGS, "-o", str(built), str(source)], check=True, capture_output=True
             )
             built.replace(target)  # atomic: two processes may compile at once
     return target
@@ -103,9 +113,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compile(Path(__file__).with_name("cpu_kernels.cpp"), compiler)))
     except (subprocess.CalledProcessError, OSError) as error:
         detail = getattr(error, "stderr", b"") or b""
-        logger.warning(
-            "CPU training kernels are off, training will be slower: %s %s", error, detail.decode()[-500:]
-        )
+        logger.warning("CPU training kernels are off, training will be slower: %s %s", error, detail.decode()[-500:])
         return None
 
 
@@ -139,16 +147,12 @@ def _pointer(x: Tensor) -> ctypes.c_void_p:
 # Depthwise convolution
 # ----------------------------------------------------------------------------------------------------------------
 
-Padding = tuple[
-    int, int
-]  # rows above, columns to the left; below and to the right as many as the output needs
+Padding = tuple[int, int]  # rows above, columns to the left; below and to the right as many as the output needs
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x: Tensor, out_size: tuple[int, int], stride: int, paddings: Sequence[Padding], *weights
-    ):
+    def forward(ctx, x: Tensor, out_size: tuple[int, int], stride: int, paddings: Sequence[Padding], *weights):
         x = _nhwc(x)
         weights = tuple(w.detach().float().contiguous() for w in weights)
         images, in_channels, height, width = x.shape
@@ -168,9 +172,7 @@ class _Depthwise(torch.autograd.Function):
         for i, (w, (pad_y, pad_x)) in enumerate(zip(weights, paddings, strict=True)):
             geometry.size[i], geometry.pad_y[i], geometry.pad_x[i] = w.shape[-1], pad_y, pad_x
         outputs = tuple(_empty((images, channels, *out_size)) for _ in weights)
-        _loaded().depthwise_forward(
-            ctypes.byref(geometry), _pointer(x), _pointers(weights), _pointers(outputs)
-        )
+        _loaded().depthwise_forward(ctypes.byref(geometry), _pointer(x), _pointers(weights), _pointers(outputs))
         ctx.geometry = geometry
         ctx.save_for_backward(x, *weights)
         return outputs
@@ -212,7 +214,7 @@ def depthwise(
         One (N, C * m, OH, OW) bfloat16 channels_last tensor for each kernel.
     """
     if paddings is None:
-        paddings = [(w.shape[-1] // 2,) * 2 for w in weights]
+        paddings = [(w.shape[-1] // 2, w.shape[-1] // 2) for w in weights]
     if out_size is None:
         height, width = ((n - 1) // stride + 1 for n in x.shape[-2:])
         out_size = height, width
@@ -232,9 +234,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, (C,) float32 each."""
     channels, rows = x.shape[1], _rows(x)
     sums = torch.zeros((2, channels), dtype=torch.float64)
-    _loaded().channel_moments(
-        _pointer(x), ctypes.c_int64(rows), channels, _pointer(sums), torch.get_num_threads()
-    )
+    _loaded().channel_moments(_pointer(x), ctypes.c_int64(rows), channels, _pointer(sums), torch.get_num_threads())
     mean, square = sums / rows
     return mean.float(), (square - mean * mean).clamp_min(0).float()
 
@@ -301,9 +301,7 @@ CoefficientFn = Callable[..., Coefficients]  # (moments or None, *parameters)
 
 class _FusedBranches(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, coefficient_fn: CoefficientFn, activation: Activation, training: bool, count: int, *tensors
-    ):
+    def forward(ctx, coefficient_fn: CoefficientFn, activation: Activation, training: bool, count: int, *tensors):
         inputs = [_nhwc(x) for x in tensors[:count]]
         parameters = [p.detach().requires_grad_(p.requires_grad) for p in tensors[count:]]
         moments = [_moments(x) for x in inputs] if training else None
@@ -341,9 +339,7 @@ class _FusedBranches(torch.autograd.Function):
             _pointer(sums),
             torch.get_num_threads(),
         )
-        leaves = [m for pair in ctx.moments or [] for m in pair] + [
-            p for p in ctx.parameters if p.requires_grad
-        ]
+        leaves = [m for pair in ctx.moments or [] for m in pair] + [p for p in ctx.parameters if p.requires_grad]
         outputs = [(c, s) for c, s in zip(ctx.coefficients, sums.float(), strict=True) if c.requires_grad]
         found: Sequence[Tensor | None] = ()
         if leaves and outputs:
@@ -352,9 +348,7 @@ class _FusedBranches(torch.autograd.Function):
         slopes, offsets = [], []
         for i in range(count):
             mean, grads = (
-                (ctx.moments[i][0].detach(), found[2 * i : 2 * i + 2])
-                if ctx.moments
-                else (shift, (None,) * 2)
+                (ctx.moments[i][0].detach(), found[2 * i : 2 * i + 2]) if ctx.moments else (shift, (None,) * 2)
             )
             slope, offset = _moment_gradients(mean, *grads, rows=_rows(grad))
             slopes.append(slope)
@@ -372,7 +366,7 @@ def fused_branches(
     activation: Activation = "none",
     training: bool = True,
 ) -> Tensor:
-    """activation(sum_i scale_i * inputs_i + shift) with per-channel coefficients that may depend on the inputs' moments.
+    """activation(sum_i scale_i * inputs_i + shift), with coefficients that may depend on the inputs' moments.
 
     A sum of batch-normalised branches has this form: each normalisation is an affine function of its branch, whose
     coefficients are functions of the branch's mean and variance and of the normalisation's own parameters. However

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,9 @@ import numpy as np
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from handmesh.model.backbone import Variant, build_backbone
 from handmesh.training.cpu_kernels import accelerate
@@ -40,6 +41,7 @@ TEACHER_CHANNELS = (40, 112, 320)  # of tf_efficientnet_lite0 at strides 8, 16, 
 TEACHER_MEAN, TEACHER_STD = 127.0, 128.0  # EfficientNet-Lite's input is (x - 127) / 128 (TensorFlow TPU repository)
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB values up to 255, as timm's FastViT expects
 IMAGENET_STD = (58.395, 57.12, 57.375)
+LONGEST_STEP_MINUTES = 0.25  # what a step counts at most: a paused process or a sleeping laptop spends no budget
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -180,7 +182,8 @@ class MixedCrops:
 
     def batch(self, count: int, size: int) -> Tensor:
         """(count, 3, size, size) float32 of values 0..255, channels_last."""
-        shares = [count * (i + 1) // len(self.sources) - count * i // len(self.sources) for i in range(len(self.sources))]
+        bounds = [count * i // len(self.sources) for i in range(len(self.sources) + 1)]
+        shares = [end - begin for begin, end in pairwise(bounds)]
         images = np.concatenate([s.batch(n, size) for s, n in zip(self.sources, shares, strict=True)])
         return torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
@@ -242,7 +245,7 @@ class WarmStartConfig:
     images: tuple[Path, ...]
     synthetic: tuple[Path, ...] = ()
     variant: Variant = "t8"
-    minutes: float = 35.0  # of training, whatever the machine's speed
+    minutes: float = 35.0  # of training, whatever the machine's speed; pauses do not count
     processes: int = 2  # single-thread processes, each on a core of its own
     batch: int = 32  # images a process and step
     lr: float = 1.5e-3
@@ -267,7 +270,9 @@ class WarmStartConfig:
 
 def learning_rate(config: WarmStartConfig, step: int, progress: float) -> float:
     """Linear warm-up in steps, then a cosine over progress 0..1 down to 1 %."""
-    return config.lr * min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+    return (
+        config.lr * min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+    )
 
 
 def _average(tensors: Sequence[Tensor], processes: int) -> None:
@@ -288,7 +293,9 @@ def _optimizer(student: nn.Module, config: WarmStartConfig) -> torch.optim.Optim
 
 
 def _crops(config: WarmStartConfig, rank: int, rng: np.random.Generator) -> MixedCrops:
-    groups = [find_images(folders)[rank :: config.processes] for folders in (config.images, config.synthetic) if folders]
+    groups = [
+        find_images(folders)[rank :: config.processes] for folders in (config.images, config.synthetic) if folders
+    ]
     return MixedCrops([ImageCrops(paths, rng) for paths in groups])
 
 
@@ -314,7 +321,7 @@ class _Run:
             self._restore(state)
         self.crops = _crops(config, rank, np.random.default_rng([config.seed, rank, self.progress.step]))
         self.sizes = np.random.default_rng([config.seed, self.progress.step])  # the same in every process
-        self.standard = [tuple(s) for s in state["standard"]] if state else self._measure()
+        self.standard: Standard = [(m, s) for m, s in state["standard"]] if state else self._measure()
         self.recent = torch.zeros(3)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -370,7 +377,8 @@ class _Run:
 
 
 def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     reuse_freed_memory()
@@ -379,22 +387,21 @@ def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
         address = f"tcp://127.0.0.1:{config.port}"
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=config.processes)
     run = _Run(config, rank, resume)
-    before, started, saved = run.progress.minutes, time.monotonic(), time.monotonic()
-    samples_before = run.progress.samples
-    while True:
-        clock = torch.tensor([before + (time.monotonic() - started) / 60, time.monotonic() - saved])
-        if config.processes > 1:
-            dist.broadcast(clock, 0)
-        run.progress.minutes = clock[0].item()
-        if run.progress.minutes >= config.minutes:
-            break
-        if clock[1] > 60 * config.checkpoint_minutes:
+    new_samples, new_minutes, saved = 0, 0.0, run.progress.minutes
+    while run.progress.minutes < config.minutes:
+        started = time.monotonic()
+        if run.progress.minutes - saved > config.checkpoint_minutes:
             run.save()
-            saved = time.monotonic()
+            saved = run.progress.minutes
         run.update(run.progress.minutes / config.minutes)
+        spent = torch.tensor(min((time.monotonic() - started) / 60, LONGEST_STEP_MINUTES))
+        if config.processes > 1:
+            dist.broadcast(spent, 0)  # all processes stop, save and cool down by one clock
+        run.progress.minutes += spent.item()
+        new_minutes += spent.item()
+        new_samples += config.batch * config.processes
         if rank == 0 and run.progress.step % 25 == 0:
-            speed = (run.progress.samples - samples_before) / (time.monotonic() - started)
-            _log_row(config.out / "log.csv", run, speed)
+            _log_row(config.out / "log.csv", run, new_samples / new_minutes / 60)
     run.save()
     if config.processes > 1:
         dist.destroy_process_group()
@@ -407,7 +414,7 @@ def _log_row(path: Path, run: _Run, images_per_second: float) -> None:
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow("step samples minutes images_per_second stride8 stride16 stride32".split())
+            writer.writerow(["step", "samples", "minutes", "images_per_second", "stride8", "stride16", "stride32"])
         writer.writerow(row)
     logger.info("step %s, %s images, %s min, %s images/s, losses %s %s %s", *row)
 
@@ -428,10 +435,7 @@ def distil(config: WarmStartConfig, resume: bool = False) -> Path:
         raise FileExistsError(f"{config.checkpoint} exists: resume it, or choose another folder")
     find_images([*config.images, *config.synthetic])
     config.out.mkdir(parents=True, exist_ok=True)
-    if config.processes == 1:
-        _worker(0, config, resume)
-    else:
-        torch.multiprocessing.spawn(_worker, (config, resume), nprocs=config.processes)
+    spawn(_worker, (config, resume), nprocs=config.processes)
     return config.checkpoint
 
 
@@ -447,7 +451,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     values = vars(parser.parse_args(arguments))
     resume = values.pop("resume")
-    distil(WarmStartConfig(**{**values, "images": tuple(values["images"]), "synthetic": tuple(values["synthetic"])}), resume)
+    distil(
+        WarmStartConfig(**{**values, "images": tuple(values["images"]), "synthetic": tuple(values["synthetic"])}),
+        resume,
+    )
 
 
 if __name__ == "__main__":
