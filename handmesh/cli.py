@@ -143,7 +143,7 @@ def _report_errors(run: Callable[[], int]) -> int:
 
     try:
         return run()
-    except (FileNotFoundError, ValueError, CameraLostError, ModuleNotFoundError, OSError) as error:
+    except (OSError, ValueError, CameraLostError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
