@@ -7,23 +7,19 @@ projected keypoints; it lives in the cell that holds the box's centre.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    import onnx
+from handmesh.atomic import written_whole
+from handmesh.model.deploy import _store_float16, _strip
 
 INPUT_WIDTH = 256
 INPUT_HEIGHT = 192
@@ -144,8 +140,8 @@ def export_detector(
 ) -> Path:
     """Write the ONNX graph `frame` -> `heatmap`, `boxes`, `right` and return its path.
 
-    Batch normalisations are folded by the exporter; parameters are stored in float16. The file appears at once or
-    not at all. Raises ValueError for sizes that are not multiples of 32.
+    Batch normalisations are folded by the exporter; large parameters are stored in float16. The file appears at once
+    or not at all. Raises ValueError for sizes that are not multiples of 32.
     """
     if width % 32 or height % 32 or min(width, height) <= 0:
         raise ValueError(f"detector input must be multiples of 32, got {width}x{height}")
@@ -163,6 +159,7 @@ def export_detector(
         )
     assert program is not None
     proto = program.model_proto
+    _strip(proto)
     _store_float16(proto)
     metadata = {
         "kind": "detector",
@@ -172,40 +169,6 @@ def export_detector(
         "version": DETECTOR_VERSION,
     }
     proto.metadata_props.add(key="handmesh", value=json.dumps(metadata))
-    with _atomic(Path(path)) as temporary:
+    with written_whole(Path(path)) as temporary:
         temporary.write_bytes(proto.SerializeToString())
     return Path(path)
-
-
-def _store_float16(proto: onnx.ModelProto) -> None:
-    """Store every float32 parameter of more than one number in float16 and cast it back when the graph loads."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for index, tensor in enumerate(proto.graph.initializer):
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < 2:
-            continue
-        if np.abs(values).max() > np.finfo(np.float16).max:
-            continue
-        name = tensor.name
-        half = numpy_helper.from_array(values.astype(np.float16), f"{name}_float16")
-        proto.graph.initializer[index].CopyFrom(half)
-        casts.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        proto.graph.node.insert(0, cast)
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from handmesh.atomic import written_whole
 from handmesh.datasets.detection import (
     TRAIN_SETS,
     Targets,
@@ -32,7 +33,8 @@ from handmesh.datasets.detection import (
     plain_folders,
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
-from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput, export_detector
+from handmesh.model.deploy import register_weights
+from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.warm_start import imagenet_weights
@@ -62,7 +64,7 @@ class DetectorConfig:
     ema_decay: float = 0.995
     frozen_stages: int = 2  # the first stages of the backbone keep their ImageNet weights
     box_weight: float = 1.0
-    side_weight: float = 0.3
+    side_weight: float = 0.5
     rendered_limit: int = 6_000  # rendered hands that are kept in memory
     seed: int = 1
     composer: ComposerConfig = field(default_factory=ComposerConfig)
@@ -200,9 +202,8 @@ class DetectorTrainer:
             "batch_size": self.config.batch_size,
         }
         for name, content in (("last.pt", full), ("network.pt", averaged)):
-            temporary = self.folder / f".{name}"
-            torch.save(content, temporary)
-            temporary.replace(self.folder / name)
+            with written_whole(self.folder / name) as temporary:
+                torch.save(content, temporary)
 
     def _batches(self, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         order = range(self.step, self.stream.steps)
@@ -296,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log; goes on")
     parser.add_argument("--rendered", type=Path, nargs="*", default=[], help="rendered sets with alpha")
     parser.add_argument("--init", type=Path, help="network.pt of an earlier run to start from")
-    parser.add_argument("--export", type=Path, help="write the graph here (default: detector.onnx in the run)")
+    parser.add_argument("--publish", type=Path, help="folder for the graph and its weights.json (default: the run)")
     parser.add_argument("--samples", type=int, default=DetectorConfig.samples)
     parser.add_argument("--width", type=int, default=ComposerConfig.width, help="of the frames; less is faster")
     parser.add_argument("--height", type=int, default=ComposerConfig.height)
@@ -325,8 +326,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = DetectorTrainer(config, args.run, pictures, network)
     done = trainer.run(minutes=args.minutes, workers=args.workers)
     logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
-    export_detector(trainer.best, args.export or args.run / "detector.onnx")
+    publish(trainer.best, args.publish or args.run, trainer.step * config.batch_size)
     return 0
+
+
+def publish(network: DetectorNetwork, folder: Path, samples: int) -> Path:
+    """Export into `folder` as `detector.onnx` and enter it, with the samples seen, into its weights.json."""
+    path = export_detector(network, folder / "detector.onnx")
+    facts = {"kind": "detector", "version": DETECTOR_VERSION, "samples": samples, "licence": "Apache-2.0"}
+    register_weights(folder, "detector", path, facts)
+    return path
 
 
 if __name__ == "__main__":
