@@ -37,7 +37,7 @@ def test_the_python_runs_and_is_short(tmp_path, monkeypatch, estimator, capsys):
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     frame = graphs.draw_hand(np.full((256, 320, 3), 20, np.uint8), (140, 120), 64)
     monkeypatch.chdir(tmp_path)
-    write_picture("photo.jpg", frame)
+    write_picture("demos/sample_1.jpg", frame)
     with VideoWriter("clip.mp4", 25.0) as writer:
         for _ in range(3):
             writer.write(frame)
