@@ -7,6 +7,7 @@ renders only what is missing. ``python -m handmesh.synthesis.synthesize --help``
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from handmesh.assets import HAND_MODEL
+from handmesh.atomic import written_whole
 
 if TYPE_CHECKING:
     from handmesh.model.hand_model import HandModel
@@ -49,6 +53,7 @@ class Job:
     skins: int
     backgrounds: tuple[Path, ...]
     environments: tuple[Path, ...]
+    shard_size: int = SHARD
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.skins < 1:
@@ -62,10 +67,10 @@ class Job:
 
     @property
     def shards(self) -> int:
-        return -(-self.count // SHARD)
+        return -(-self.count // self.shard_size)
 
     def images(self, shard: int) -> range:
-        return range(shard * SHARD, min((shard + 1) * SHARD, self.count))
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
     def labels(self, shard: int) -> Path:
         """The last shard of a smaller count is not a finished shard of a larger one: the length is in the name."""
@@ -91,6 +96,7 @@ def synthesize(
     backgrounds: Sequence[Path | str] = (),
     environments: Sequence[Path | str] = (),
     skins: int | None = None,
+    shard_size: int = SHARD,
     write_vertices: bool | None = None,
     progress: Progress | None = None,
 ) -> float:
@@ -98,6 +104,7 @@ def synthesize(
 
     backgrounds: directories of photos (searched recursively); without any, drawn backgrounds are used.
     environments: directories of .hdr environment maps. workers: processes, by default one per core.
+    skins: how many people; shard_size: images that are rendered, and after an interruption repeated, together.
     write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
     or sources), FileNotFoundError for a missing directory.
@@ -105,7 +112,7 @@ def synthesize(
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
     pool = min(MAX_SKINS, -(-count // IMAGES_PER_SKIN)) if skins is None else skins
-    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps))
+    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size)
     _prepare(job)
     _log.info("rendering %d images into %s", count, job.folder)
     missing = [s for s in range(job.shards) if not job.labels(s).exists()]
@@ -140,21 +147,23 @@ def _prepare(job: Job) -> None:
         "skins": job.skins,
         "backgrounds": [p.name for p in job.backgrounds],
         "environments": [p.name for p in job.environments],
+        "shard_size": job.shard_size,
+        "hand_model_sha256": hashlib.sha256(HAND_MODEL.read_bytes()).hexdigest(),
     }
     path = job.root / f"{job.split}_synthesis.json"
     if path.exists() and json.loads(path.read_text()) != record:
         raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
-    _write_atomically(path, lambda p: p.write_text(json.dumps(record)))
+    _write_json(path, record)
 
 
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    write(temporary)
-    temporary.replace(path)
+def _write_json(path: Path, value: object) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value))
 
 
-def _save(path: Path, arrays: Mapping[str, Any]) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    with written_whole(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **arrays)
 
 
 @contextmanager
@@ -217,7 +226,7 @@ def _make_skin(index: int) -> int:
     job = _worker.job
     skin = paint_skin(_worker.studio.texels, job.rng(_SKIN, index))
     values = {"texture": skin.texture, "tone": np.float32(skin.tone), "gloved": np.bool_(skin.gloved)}
-    _write_atomically(job.skin(index), lambda p: _save(p, values))
+    _write_arrays(job.skin(index), values)
     return index
 
 
@@ -258,7 +267,7 @@ def _render_shard(shard: int) -> int:
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
     arrays = {name: np.array(column) for name, column in rows.items()}
-    _write_atomically(job.labels(shard), lambda p: _save(p, arrays))
+    _write_arrays(job.labels(shard), arrays)
     return shard
 
 
@@ -271,15 +280,16 @@ def _pose_shard(worker: _Worker, shard: int) -> tuple[list[PosedHand], Array, Ar
 
     rng = worker.job.rng(_POSES, shard)
     anatomy = worker.studio.anatomy
-    poses = sample_poses(anatomy, SHARD, rng, bank=worker.bank)
+    count = worker.job.shard_size
+    poses = sample_poses(anatomy, count, rng, bank=worker.bank)
     rotations = poses.rotations.copy()
-    rotations[:, 0] = sample_orientations(anatomy, SHARD, rng)
-    betas = np.clip(rng.normal(size=(SHARD, 10)), -BETA_LIMIT, BETA_LIMIT).astype(np.float32)
+    rotations[:, 0] = sample_orientations(anatomy, count, rng)
+    betas = np.clip(rng.normal(size=(count, 10)), -BETA_LIMIT, BETA_LIMIT).astype(np.float32)
     with torch.no_grad():
         mesh = worker.model(torch.from_numpy(rotations), torch.from_numpy(betas))
         wrist = mesh.keypoints[:, :1]
         vertices, keypoints = (mesh.vertices - wrist).numpy(), (mesh.keypoints - wrist).numpy()
-    hands = [PosedHand(vertices[i], keypoints[i], rotations[i, 0], str(poses.names[i])) for i in range(SHARD)]
+    hands = [PosedHand(vertices[i], keypoints[i], rotations[i, 0], str(poses.names[i])) for i in range(count)]
     return hands, rotations, betas
 
 
@@ -323,10 +333,9 @@ def _write_labels(job: Job, write_vertices: bool) -> None:
         chunks["verts"] = _vertices(columns)
         labels["verts"] = chunks["verts"]
     for suffix, arrays in (("labels", labels), ("meta", columns)):
-        _write_atomically(Path(f"{stem}_{suffix}.npz"), lambda p, a=arrays: _save(p, a))
+        _write_arrays(Path(f"{stem}_{suffix}.npz"), arrays)
     for name, values in chunks.items():
-        rows = np.round(values.astype(np.float64), 6).tolist()
-        _write_atomically(Path(f"{stem}_{name}.json"), lambda p, r=rows: p.write_text(json.dumps(r)))
+        _write_json(Path(f"{stem}_{name}.json"), np.round(values.astype(np.float64), 6).tolist())
 
 
 def _mano_rows(columns: dict[str, Array], labels: dict[str, Array], bone: Array) -> Array:
