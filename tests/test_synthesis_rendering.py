@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from handmesh.synthesis.backgrounds import drawn_background, load_photos, view_of_photo
-from handmesh.synthesis.lighting import irradiance_harmonics, random_lights
+from handmesh.synthesis.kernels import expose, vertex_normals
+from handmesh.synthesis.lighting import Environment, irradiance_harmonics, random_lights
 from handmesh.synthesis.props import ball, box, cylinder, occluder, random_shape
 from handmesh.synthesis.rasterizer import (
     TO_LINEAR,
@@ -13,10 +14,8 @@ from handmesh.synthesis.rasterizer import (
     Mesh,
     ambient_occlusion,
     draw_depth,
-    expose,
     join,
     render,
-    vertex_normals,
 )
 from handmesh.synthesis.scene import ENCODE
 
@@ -154,6 +153,27 @@ def test_harmonics_of_an_even_sky_and_of_one_lamp():
     sideways, away = lamp[0] - lamp[6], lamp[0] - lamp[2] + 2 * lamp[6]
     # Second-order approximation of max(0, cos): Ramamoorthi and Hanrahan's error bound is 9 % at worst.
     np.testing.assert_allclose([facing, sideways, away], [1.0, 0.0, 0.0], atol=0.1)
+
+
+def test_environment_maps_are_read_and_turned(tmp_path):
+    """One bright texel: at the zenith it lights what faces up (-y); on the horizon, the side that it is turned to."""
+    import cv2
+
+    up, side = np.zeros((64, 128, 3), np.float32), np.zeros((64, 128, 3), np.float32)
+    up[:4] = 1.0
+    side[30:34, :4] = 1.0  # phi = 0: +x
+    for name, image in (("up", up), ("side", side)):
+        cv2.imwrite(str(tmp_path / f"{name}.hdr"), image)
+    above = Environment.read(tmp_path / "up.hdr").harmonics(1.0)[:, 0]
+    assert above[0] == pytest.approx(1.0)
+    assert above[1] < -1.5
+    np.testing.assert_allclose(above[2:4], 0.0, atol=0.05)
+    beside = Environment.read(tmp_path / "side.hdr")
+    assert beside.harmonics(0.0)[3, 0] > 1.5
+    assert beside.harmonics(-np.pi / 2)[2, 0] > 1.5
+    (tmp_path / "bad.hdr").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"bad\.hdr"):
+        Environment.read(tmp_path / "bad.hdr")
 
 
 def test_random_lights_are_finite_and_unit():

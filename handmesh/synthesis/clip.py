@@ -18,8 +18,9 @@ import torch
 from handmesh.assets import load_hand_model
 from handmesh.model.hand_model import HandModel
 from handmesh.synthesis.gestures import GESTURES
+from handmesh.synthesis.kernels import expose
 from handmesh.synthesis.poses import SphereModel, gesture_angles, relax
-from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, expose, join, render
+from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, join, render
 from handmesh.synthesis.scene import ENCODE, MATERIAL_FOREARM, MATERIAL_HAND, Studio
 from handmesh.synthesis.skin import SLEEVE_TEXELS, Skin, paint_skin
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +38,36 @@ def tint(rng: np.random.Generator, strength: float) -> Array:
     return colour / colour.mean()
 
 
-def environment_harmonics(path: Path) -> Array:
-    """(9, 3) harmonics of an equirectangular Radiance .hdr map, y down, scaled to mean irradiance 1."""
-    import cv2
+@dataclass(frozen=True)
+class Environment:
+    """A surround as distant lights: direction (N, 3) unit, camera axes; flux (N, 3), of mean irradiance 1."""
 
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.dtype != np.float32:
-        raise ValueError(f"{path} is not a readable .hdr environment map")
-    image = cv2.resize(image, (128, 64), interpolation=cv2.INTER_AREA)[..., ::-1].astype(np.float64)
-    theta = (np.arange(64) + 0.5) / 64 * np.pi
-    phi = (np.arange(128) + 0.5) / 128 * 2 * np.pi
-    sin = np.sin(theta)[:, None] * np.ones(128)
-    direction = np.stack([sin * np.cos(phi), -np.cos(theta)[:, None] * np.ones(128), sin * np.sin(phi)], -1)
-    solid = (sin * (np.pi / 64) * (2 * np.pi / 128))[..., None]
-    harmonics = irradiance_harmonics(direction.reshape(-1, 3), (image * solid).reshape(-1, 3))
-    return harmonics / max(float(harmonics[0].mean()), 1e-6)
+    direction: Array
+    flux: Array
+
+    @classmethod
+    def read(cls, path: Path) -> Environment:
+        """Read an equirectangular Radiance .hdr map. Raises ValueError if it is not one."""
+        import cv2
+
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if image is None or image.dtype != np.float32:
+            raise ValueError(f"{path} is not a readable .hdr environment map")
+        rows, columns = 16, 32
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)[..., ::-1].astype(np.float64)
+        theta = (np.arange(rows) + 0.5)[:, None] / rows * np.pi
+        phi = (np.arange(columns) + 0.5)[None] / columns * 2 * np.pi
+        direction = np.stack(
+            [np.sin(theta) * np.cos(phi), -np.cos(theta) * np.ones_like(phi), np.sin(theta) * np.sin(phi)], -1
+        ).reshape(-1, 3)
+        flux = (image * np.sin(theta)[..., None]).reshape(-1, 3)
+        return cls(direction, flux / max(float(irradiance_harmonics(direction, flux)[0].mean()), 1e-9))
+
+    def harmonics(self, yaw: float) -> Array:
+        """(9, 3) of :func:`irradiance_harmonics` after a turn about the vertical by ``yaw`` rad."""
+        c, s = np.cos(yaw), np.sin(yaw)
+        turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+        return irradiance_harmonics(self.direction @ turn.T, self.flux)
 
 
 def _random_room(rng: np.random.Generator) -> Array:
@@ -68,25 +84,13 @@ def _random_room(rng: np.random.Generator) -> Array:
     return share * patches + (1 - share) * even
 
 
-def _turn_environment(harmonics: Array, rng: np.random.Generator) -> Array:
-    """Turn about the vertical (y): harmonics of x and z mix like the coordinates themselves."""
-    angle = rng.uniform(0, 2 * np.pi)
-    c, s = np.cos(angle), np.sin(angle)
-    out = harmonics.copy()
-    out[3], out[2] = c * harmonics[3] - s * harmonics[2], s * harmonics[3] + c * harmonics[2]
-    out[4], out[5] = c * harmonics[4] - s * harmonics[5], s * harmonics[4] + c * harmonics[5]
-    # In band 2, 3z^2-1, xz and x^2-y^2 mix too; keep what a turn about y leaves alone and drop the rest half-way.
-    out[7] = harmonics[7] * np.cos(2 * angle)
-    return out
-
-
 def random_lights(
-    rng: np.random.Generator, environments: list[Array] | None = None, around: Array | None = None
+    rng: np.random.Generator, environments: list[Environment] | None = None, around: Array | None = None
 ) -> Lights:
-    """Lights of one image. environments: harmonics from :func:`environment_harmonics`; around (3,): mean linear
+    """Lights of one image. environments: surrounds to choose from; around (3,): mean linear
     colour of the background, which tints the ambient light."""
     if environments and rng.uniform() < 0.4:
-        ambient = _turn_environment(environments[rng.integers(len(environments))], rng)
+        ambient = environments[rng.integers(len(environments))].harmonics(rng.uniform(0, 2 * np.pi))
     else:
         ambient = _random_room(rng)
     # Cameras balance their white: keep only part of the room's colour.

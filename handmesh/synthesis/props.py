@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from handmesh.synthesis.rasterizer import Mesh, vertex_normals
+from handmesh.synthesis.kernels import vertex_normals
+from handmesh.synthesis.rasterizer import Mesh
 from handmesh.synthesis.skin import TEXTURE_WIDTH
 from handmesh.synthesis.texels import HAND_TEXELS
 

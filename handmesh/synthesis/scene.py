@@ -12,8 +12,9 @@ from handmesh.synthesis import arm, props
 from handmesh.synthesis.anatomy import HandAnatomy
 from handmesh.synthesis.backgrounds import random_background
 from handmesh.synthesis.gestures import GRASPS
-from handmesh.synthesis.lighting import random_lights
-from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, draw_depth, expose, join, render, vertex_normals
+from handmesh.synthesis.kernels import expose, vertex_normals
+from handmesh.synthesis.lighting import Environment, random_lights
+from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, draw_depth, join, render
 from handmesh.synthesis.skin import TEXTURE_WIDTH, Skin
 from handmesh.synthesis.texels import HAND_TEXELS, TexelMap, bake_texels, open_faces, texel_coordinates
 
@@ -68,7 +69,7 @@ class Studio:
         self,
         arrays: HandModelArrays,
         photos: list[Array],
-        environments: list[Array] | None = None,
+        environments: list[Environment] | None = None,
         size: int = IMAGE_SIZE,
     ) -> None:
         self.anatomy = HandAnatomy.from_arrays(arrays)
@@ -165,7 +166,7 @@ class Studio:
         keypoints = hand.keypoints + shift
         subject = self.hand_with_arm(hand.vertices + shift, hand.orientation, MATERIAL_HAND, rng)
         extras: list[Mesh] = []
-        chance = 0.55 if hand.pose_class in GRASPS else 0.03
+        chance = 0.6 if hand.pose_class in GRASPS else 0.1
         held = occluded = False
         if rng.uniform() < chance:
             frame = self.anatomy.frame @ hand.orientation.T
@@ -242,8 +243,8 @@ def random_camera(keypoints: Array, size: int, rng: np.random.Generator) -> Came
     extent = float(np.linalg.norm(np.ptp(keypoints, axis=0)[:2]))
     half_tan = np.tan(np.radians(rng.uniform(30, 90)) / 2)
     share = np.exp(rng.uniform(np.log(0.14), np.log(0.75)))
-    depth = float(np.clip(max(extent, 0.12) / (2 * half_tan * share), 0.2, 2.5))
-    depth = max(depth, 0.12 - float(keypoints[:, 2].min()))
+    nearest = max(rng.uniform(0.18, 0.4), 0.12 - float(keypoints[:, 2].min()))
+    depth = float(np.clip(max(extent, 0.12) / (2 * half_tan * share), nearest, 2.5))
     off_axis = np.clip(rng.normal(0, 0.35, 2), -0.8, 0.8) * half_tan * [1.0, 0.7]
     translation = np.array([off_axis[0] * depth, off_axis[1] * depth, depth])
     translation[:2] -= keypoints.mean(0)[:2]

@@ -113,9 +113,9 @@ def _flesh(texels: TexelMap, colour: Array, tone: float, rng: np.random.Generato
     colour = colour * (1 - flush[:, None] * np.array([0.02, 0.28, 0.28]))
     mottle = 0.045 * noise(p, 55, rng) + 0.04 * noise(p, 160, rng) + 0.04 * noise(p, 420, rng)
     colour = colour * (1 + rng.uniform(0.2, 1.3) * mottle)[:, None]
-    if rng.uniform() < 0.3:  # freckles, age spots
-        spots = np.clip(noise(p, rng.uniform(130, 320), rng) - rng.uniform(1.0, 1.5), 0, 1) * back
-        colour = colour * (1 - rng.uniform(0.2, 0.7) * spots[:, None] * np.array([0.6, 0.9, 1.0]))
+    if rng.uniform() < 0.2:  # freckles, age spots
+        spots = np.clip(noise(p, rng.uniform(170, 420), rng) - rng.uniform(1.1, 1.6), 0, 1) * back
+        colour = colour * (1 - rng.uniform(0.1, 0.45) * spots[:, None] * np.array([0.6, 0.9, 1.0]))
     folds = texels.crease * palm * rng.uniform(0.12, 0.55) + texels.palm_lines * rng.uniform(0.1, 0.5)
     folds = folds + texels.knuckle * back * rng.uniform(0.05, 0.38)
     wrinkles = np.exp(-np.square(noise(p, rng.uniform(120, 260), rng) / 0.12)) * rng.uniform(0, 0.14)

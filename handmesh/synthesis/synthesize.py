@@ -13,16 +13,16 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from handmesh.assets import HAND_MODEL
-from handmesh.atomic import written_whole
+from handmesh.synthesis.tables import write_arrays, write_json, write_tables
 
 if TYPE_CHECKING:
     from handmesh.model.hand_model import HandModel
@@ -33,7 +33,6 @@ IMAGES_PER_SKIN = 8
 MAX_SKINS = 360
 JPEG_QUALITY = 92
 BETA_LIMIT = 2.0
-VERTICES_PER_CHUNK = 512
 
 Split = Literal["training", "evaluation"]
 Progress = Callable[[int, int], object]
@@ -127,7 +126,8 @@ def synthesize(
             if progress is not None:
                 progress(done + fresh, count)
     rate = fresh / (time.perf_counter() - start) if fresh else 0.0
-    _write_labels(job, split == "evaluation" if write_vertices is None else write_vertices)
+    shards = [job.labels(shard) for shard in range(job.shards)]
+    write_tables(job.root, split, shards, split == "evaluation" if write_vertices is None else write_vertices)
     _log.info("%d images, %.1f images/s", fresh, rate)
     return rate
 
@@ -153,17 +153,7 @@ def _prepare(job: Job) -> None:
     path = job.root / f"{job.split}_synthesis.json"
     if path.exists() and json.loads(path.read_text()) != record:
         raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
-    _write_json(path, record)
-
-
-def _write_json(path: Path, value: object) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value))
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    with written_whole(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
+    write_json(path, record)
 
 
 @contextmanager
@@ -207,7 +197,7 @@ def _start_worker(job: Job) -> None:
     from handmesh.assets import load_hand_model
     from handmesh.model.hand_model import HandModel
     from handmesh.synthesis.backgrounds import load_photos
-    from handmesh.synthesis.lighting import environment_harmonics
+    from handmesh.synthesis.lighting import Environment
     from handmesh.synthesis.pose_bank import load_pose_bank
     from handmesh.synthesis.scene import Studio
 
@@ -215,7 +205,7 @@ def _start_worker(job: Job) -> None:
     torch.set_num_threads(1)
     arrays = load_hand_model()
     photos = load_photos(job.backgrounds)
-    environments = [environment_harmonics(p) for p in job.environments]
+    environments = [Environment.read(p) for p in job.environments]
     _worker = _Worker(job, Studio(arrays, photos, environments), HandModel(arrays), load_pose_bank())
 
 
@@ -226,7 +216,7 @@ def _make_skin(index: int) -> int:
     job = _worker.job
     skin = paint_skin(_worker.studio.texels, job.rng(_SKIN, index))
     values = {"texture": skin.texture, "tone": np.float32(skin.tone), "gloved": np.bool_(skin.gloved)}
-    _write_arrays(job.skin(index), values)
+    write_arrays(job.skin(index), values)
     return index
 
 
@@ -267,7 +257,7 @@ def _render_shard(shard: int) -> int:
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
     arrays = {name: np.array(column) for name, column in rows.items()}
-    _write_arrays(job.labels(shard), arrays)
+    write_arrays(job.labels(shard), arrays)
     return shard
 
 
@@ -311,61 +301,6 @@ def _write_images(job: Job, index: int, photo: Photo) -> None:
         path = job.folder / name / f"{index:08d}.jpg"
         if not cv2.imwrite(str(path), image, quality):
             raise OSError(f"could not write {path}")
-
-
-def _write_labels(job: Job, write_vertices: bool) -> None:
-    """Join the shards: labels and meta as npz, and FreiHAND's own JSON files."""
-    parts = []
-    for shard in range(job.shards):
-        with np.load(job.labels(shard)) as file:
-            parts.append({name: file[name] for name in file.files})
-    columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    labels = {"K": columns.pop("K"), "xyz": columns.pop("xyz")}
-    stem = str(job.root / job.split)
-    bone = np.linalg.norm(labels["xyz"][:, 9] - labels["xyz"][:, 10], axis=1)  # FreiHAND's scale: a phalanx
-    chunks = {
-        "K": labels["K"],
-        "xyz": labels["xyz"],
-        "scale": bone,
-        "mano": _mano_rows(columns, labels, bone),
-    }
-    if write_vertices:
-        chunks["verts"] = _vertices(columns)
-        labels["verts"] = chunks["verts"]
-    for suffix, arrays in (("labels", labels), ("meta", columns)):
-        _write_arrays(Path(f"{stem}_{suffix}.npz"), arrays)
-    for name, values in chunks.items():
-        _write_json(Path(f"{stem}_{name}.json"), np.round(values.astype(np.float64), 6).tolist())
-
-
-def _mano_rows(columns: dict[str, Array], labels: dict[str, Array], bone: Array) -> Array:
-    """(N, 1, 61): 48 pose angles, 10 betas, the root keypoint's pixel, the scale."""
-    import torch
-
-    from handmesh.model.rotations import rotmat_to_rotvec
-
-    pose = rotmat_to_rotvec(torch.from_numpy(columns["rotations"])).numpy().reshape(len(bone), 48)
-    root = np.einsum("nij,nj->ni", labels["K"], labels["xyz"][:, 9])
-    rows = np.concatenate([pose, columns["betas"], root[:, :2] / root[:, 2:], bone[:, None]], 1)
-    return rows[:, None]
-
-
-def _vertices(columns: dict[str, Array]) -> Array:
-    """(N, V, 3) float32 m in camera axes, posed again from the labels."""
-    import torch
-
-    from handmesh.assets import load_hand_model
-    from handmesh.model.hand_model import HandModel
-
-    model = HandModel(load_hand_model())
-    out = []
-    for start in range(0, len(columns["betas"]), VERTICES_PER_CHUNK):
-        part = slice(start, start + VERTICES_PER_CHUNK)
-        with torch.no_grad():
-            mesh = model(torch.from_numpy(columns["rotations"][part]), torch.from_numpy(columns["betas"][part]))
-        centred = (mesh.vertices - mesh.keypoints[:, :1]).numpy()
-        out.append(centred + columns["translation"][part, None])
-    return np.concatenate(out).astype(np.float32)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
