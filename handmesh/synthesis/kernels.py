@@ -1,4 +1,4 @@
-"""The renderer's inner loops; numba compiles them once, caches them on disk, and they let go of the interpreter lock."""
+"""The renderer's inner loops, compiled by numba once and cached on disk; they release the interpreter lock."""
 
 from __future__ import annotations
 
