@@ -21,6 +21,7 @@ OUT = Path("out")
 #: Commands that need the `train` extra: words -> (module with a main(argv), what it does).
 TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("handmesh.training.loop", "train a hand network"),
+    ("export",): ("handmesh.model.deploy", "fold a trained network and write it as ONNX"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
 }
 

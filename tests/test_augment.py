@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hands import mirrored, posed_hand
+from samples import mirrored, posed_hand
 
 from handmesh.crop import CROP_SCALE, Crop
 from handmesh.datasets.augment import NO_AUGMENT, AugmentConfig, ImagePool, crop_affine, make_negative, make_target

@@ -3,7 +3,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from hands import HandList, posed_hand, write_freihand
+from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.freihand import FreiHandDataset

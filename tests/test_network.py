@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hands import HandList, posed_hand
+from samples import HandList, posed_hand
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.mixture import BatchStream, Mixture

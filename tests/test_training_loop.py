@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hands import HandList, posed_hand, write_freihand
+from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.mixture import Mixture
 from handmesh.model.regressor import NetworkConfig, load_network

@@ -1,12 +1,13 @@
 """Two heads that turn backbone features into MANO-style parameters, keypoints, mask, presence and side.
 
 `GlobalHead` is the FastViT paper's: one pooled feature, parameters regressed directly. `TokensHead` localises
-the 21 keypoints on a stride-8 map, samples one token at each, and regresses the parameters from the keypoints
-and their tokens, the layout that published heads on the same backbones gain most from.
+the 21 keypoints on a stride-8 map, samples one token at each, gives every keypoint a depth, and lifts keypoints
+and depths to joint rotations; heads with keypoint tokens are what published work on these backbones gained most from.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -42,31 +43,40 @@ class HeadOutput(NamedTuple):
     right: torch.Tensor  # (N,) logit of "it is a right hand"
 
 
-class ParameterRegressor(nn.Module):
-    """Feature vector (N, D) -> rotations, betas, camera: a residual MLP that starts at the mean hand."""
+PARAMETERS = JOINTS * 6 + BETAS + 3
 
-    def __init__(self, features: int, width: int = 512, blocks: int = 2) -> None:
+
+class ParameterRegressor(nn.Module):
+    """Features (N, D) -> undecoded parameters (N, PARAMETERS): a residual MLP."""
+
+    def __init__(self, features: int, width: int, blocks: int, *, start: Literal["mean", "zero"]) -> None:
+        """`start` is what an untrained regressor says: the mean hand, or nothing to add to another's word."""
         super().__init__()
         self.enter = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.GELU())
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width))
             for _ in range(blocks)
         )
-        self.leave = nn.Linear(width, JOINTS * 6 + BETAS + 3)
+        self.leave = nn.Linear(width, PARAMETERS)
         nn.init.normal_(self.leave.weight, std=0.002)
-        with torch.no_grad():
-            self.leave.bias.zero_()
-            self.leave.bias[: JOINTS * 6] = torch.tensor(_IDENTITY_6D).repeat(JOINTS)
-            self.leave.bias[-3] = torch.log(torch.tensor(_INITIAL_CAMERA_SCALE))
+        nn.init.zeros_(self.leave.bias)
+        if start == "mean":
+            with torch.no_grad():
+                self.leave.bias[: JOINTS * 6] = torch.tensor(_IDENTITY_6D).repeat(JOINTS)
+                self.leave.bias[-3] = math.log(_INITIAL_CAMERA_SCALE)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         x = self.enter(features)
         for block in self.blocks:
             x = x + block(x)
-        sixd, betas, camera = self.leave(x).split([JOINTS * 6, BETAS, 3], dim=-1)
-        rotations = sixd_to_rotmat(sixd.unflatten(-1, (JOINTS, 6)))
-        camera = torch.cat([camera[:, :1].exp(), camera[:, 1:]], dim=-1)
-        return rotations, betas, camera
+        return self.leave(x)
+
+
+def decode_parameters(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, PARAMETERS) -> rotations (N, 16, 3, 3), betas (N, 10), camera (N, 3)."""
+    sixd, betas, camera = raw.split([JOINTS * 6, BETAS, 3], dim=-1)
+    rotations = sixd_to_rotmat(sixd.unflatten(-1, (JOINTS, 6)))
+    return rotations, betas, torch.cat([camera[:, :1].exp(), camera[:, 1:]], dim=-1)
 
 
 def _conv_bn_relu(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
@@ -79,7 +89,7 @@ class GlobalHead(nn.Module):
 
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.parameters_ = ParameterRegressor(channels[3])
+        self.regress = ParameterRegressor(channels[3], 512, 2, start="mean")
         self.keypoints = nn.Linear(channels[3], POINTS * 3)
         self.flags = nn.Linear(channels[3], 2)
         self.mask = nn.Conv2d(channels[0], 1, 1)
@@ -89,14 +99,31 @@ class GlobalHead(nn.Module):
         mask = self.mask(features.stride8)[:, 0].float()
         with torch.autocast(mask.device.type, enabled=False):  # rotations and coordinates need float32
             pooled = features.final.float().mean((2, 3))
-            rotations, betas, camera = self.parameters_(pooled)
+            rotations, betas, camera = decode_parameters(self.regress(pooled))
             keypoints = self.keypoints(pooled).unflatten(-1, (POINTS, 3))
             presence, right = self.flags(pooled).unbind(-1)
         return HeadOutput(rotations, betas, camera, keypoints[..., :2], keypoints[..., 2], None, mask, presence, right)
 
 
+class Lifter(nn.Module):
+    """2D keypoints (N, 21, 2) with depths (N, 21) -> undecoded parameters: inverse kinematics by a network.
+
+    It sees no pixels, so millions of posed hands teach it before the first image (`handmesh.training.lifting`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.regress = ParameterRegressor(POINTS * 3, 512, 2, start="mean")
+
+    def forward(self, joints_2d: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        centre = joints_2d.mean(1)
+        raw = self.regress(torch.cat([(joints_2d - centre[:, None]).flatten(1), depth], -1))
+        shift = torch.cat([torch.zeros_like(raw[:, :-2]), centre], -1)  # the camera moves along with the keypoints
+        return raw + shift
+
+
 class TokensHead(nn.Module):
-    """Keypoint heatmaps on a stride-8 map; parameters from the keypoints, their tokens and the pooled feature."""
+    """Keypoint heatmaps on a stride-8 map; parameters lifted from the keypoints, refined from tokens sampled there."""
 
     def __init__(self, channels: tuple[int, int, int, int], width: int = 64, token_width: int = 24) -> None:
         super().__init__()
@@ -108,8 +135,10 @@ class TokensHead(nn.Module):
         self.pooled = nn.Sequential(nn.Linear(channels[3], 256), nn.LayerNorm(256), nn.GELU())
         self.flags = nn.Linear(256, 2)
         self.tokens = nn.Linear(width, token_width)
-        self.depth = nn.Sequential(nn.Linear(POINTS * (token_width + 2) + 256, 256), nn.GELU(), nn.Linear(256, POINTS))
-        self.parameters_ = ParameterRegressor(POINTS * (token_width + 3) + 2 + 256)
+        seen = POINTS * (token_width + 2) + 256
+        self.depth = nn.Sequential(nn.Linear(seen, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, POINTS))
+        self.lift = Lifter()
+        self.refine = ParameterRegressor(seen + POINTS, 256, 1, start="zero")
 
     def forward(self, features: BackboneFeatures) -> HeadOutput:
         top = F.interpolate(self.lateral32(features.stride32), scale_factor=2.0, mode="nearest")
@@ -127,12 +156,11 @@ class TokensHead(nn.Module):
         pooled = self.pooled(final)
         presence, right = self.flags(pooled).unbind(-1)
 
-        centre = joints_2d.mean(1)
-        shape_2d = joints_2d - centre[:, None]
-        seen = torch.cat([tokens.flatten(1), shape_2d.flatten(1), pooled], -1)
+        spread = joints_2d - joints_2d.mean(1, keepdim=True)
+        seen = torch.cat([tokens.flatten(1), spread.flatten(1), pooled], -1)
         depth = self.depth(seen)  # (N, 21)
-        rotations, betas, camera = self.parameters_(torch.cat([seen, depth, centre], -1))
-        return HeadOutput(rotations, betas, camera, joints_2d, depth, heatmaps, mask, presence, right)
+        raw = self.lift(joints_2d, depth) + self.refine(torch.cat([seen, depth], -1))
+        return HeadOutput(*decode_parameters(raw), joints_2d, depth, heatmaps, mask, presence, right)
 
 
 def cell_centres(heatmaps: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture, load_po
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
+from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, save_network
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_kernels import accelerate
@@ -63,7 +64,7 @@ class Trainer:
         background_folders: Sequence[Path],
         validation: dict[str, HandDataset],
         *,
-        initial: Path | None = None,
+        initial: Sequence[Path] = (),
         pretrained: bool = False,
         workers: int = 0,
     ) -> None:
@@ -71,8 +72,8 @@ class Trainer:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(config.seed)
         self.network = HandRegressor(config.network, pretrained=pretrained)
-        if initial is not None:
-            load_initial(self.network, initial)
+        for path in initial:
+            load_initial(self.network, path)
         self.per_step = config.batch_size * self.world
         self.steps = config.samples // self.per_step
         self.step = 0
@@ -219,14 +220,18 @@ class Trainer:
 
 
 def load_initial(network: HandRegressor, path: Path) -> None:
-    """Start from a checkpoint of a network (same config) or of its backbone only (key `backbone`)."""
+    """Start from a checkpoint of a network of the same config, or of its parts: keys `backbone` and `lift`."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint to start from at {path}")
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    if "backbone" in stored:
-        network.backbone.load_state_dict(stored["backbone"])
-    else:
+    if "network" in stored:
         network.load_state_dict(stored["network"])
+    elif "backbone" in stored:
+        network.backbone.load_state_dict(stored["backbone"])
+    elif "lift" in stored and isinstance(network.head, TokensHead):
+        network.head.lift.load_state_dict(stored["lift"])
+    else:
+        raise ValueError(f"{path} holds no network, backbone or lifter that fits; it has {sorted(stored)}")
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -278,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
     parser.add_argument("--validation-photos", type=Path, nargs="*", default=[])
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[])
-    parser.add_argument("--init", type=Path, help="network or backbone checkpoint to start from")
+    parser.add_argument("--init", type=Path, nargs="*", default=[], help="network, backbone or lifter checkpoints")
     parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet weights (needs the hub)")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--learning-rate", type=float)
