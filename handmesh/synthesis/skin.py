@@ -25,7 +25,7 @@ TONES = np.array(
     ],
     np.float64,
 ) / 255.0  # fmt: skip
-_DARK_PALM = np.array([0.45, 0.27, 0.19])
+_DARK_PALM = np.array([0.40, 0.23, 0.16])
 _METALS = np.array([[0.75, 0.52, 0.18], [0.6, 0.6, 0.63], [0.62, 0.42, 0.32], [0.04, 0.04, 0.05]])
 
 Array = np.ndarray
@@ -83,9 +83,10 @@ def paint_skin(texels: TexelMap, rng: np.random.Generator) -> Skin:
     i = min(int(step), len(TONES) - 2)
     tone = float(step / (len(TONES) - 1))
     back = _to_linear((1 - step + i) * TONES[i] + (step - i) * TONES[i + 1])
-    undertone = rng.normal(0, 0.07 if tone < 0.6 else 0.05)
+    undertone = np.clip(rng.normal(0.01, 0.06), -0.05, 0.15)  # cool to warm
     back = back * rng.uniform(0.85, 1.12) * np.array([1 + 0.4 * undertone, 1 - 0.4 * undertone, 1 - 1.6 * undertone])
-    paleness = np.clip((tone - 0.35) / 0.5, 0, 1)
+    # Palms have little melanin: the darker the back, the more they differ, though seldom fully.
+    paleness = np.clip((tone - 0.35) / 0.6, 0, 1) * rng.uniform(0.35, 0.8)
     palm = (1 - paleness) * back * rng.uniform(0.98, 1.12) + paleness * _DARK_PALM * rng.uniform(0.6, 1.1)
     palm = palm * np.array([1.05, 0.93, 0.91])
     colour = back + (palm - back) * texels.palm[:, None]

@@ -126,7 +126,7 @@ def _landmarks(anatomy: HandAnatomy, rows, position, side, weights, uv) -> Texel
     finger = np.full(len(joint), -1)
     for f, first in enumerate(FIRST_JOINT):
         finger[(joint >= first) & (joint < first + 3)] = f
-    palm = 1 / (1 + np.exp(-5 * side))
+    palm = 1 / (1 + np.exp(-3.5 * side))
     joints, tips = anatomy.joints @ anatomy.frame.T, anatomy.tips @ anatomy.frame.T
     axes = anatomy.axes @ anatomy.frame.T
     zero = np.zeros(len(joint))
