@@ -224,7 +224,7 @@ def measure_standard(teacher: nn.Module, batches: Sequence[Tensor]) -> Standard:
 
 
 def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], standard: Standard) -> Tensor:
-    """(3,) smooth L1 distances to the teacher's standardised maps; predicting the mean costs 0.42 if values are normal."""
+    """(3,) smooth L1 distances to the teacher's standardised maps; guessing their means costs 0.42 if all is normal."""
     losses = [
         F.smooth_l1_loss(s.float(), (t.float() - mean) / std)
         for s, t, (mean, std) in zip(student, teacher, standard, strict=True)
