@@ -322,7 +322,7 @@ class _Run:
         self.crops = _crops(config, rank, np.random.default_rng([config.seed, rank, self.progress.step]))
         self.sizes = np.random.default_rng([config.seed, self.progress.step])  # the same in every process
         self.standard: Standard = [(m, s) for m, s in state["standard"]] if state else self._measure()
-        self.recent = torch.zeros(3)
+        self.recent = torch.tensor(state["losses"] if state else [0.0, 0.0, 0.0])
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.student.backbone.load_state_dict(state["backbone"])
