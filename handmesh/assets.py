@@ -1,7 +1,7 @@
 """Where hand models and network weights lie, and how they are read safely.
 
-A hand model is an ``.npz`` in MANO's layout (the embedded one needs no licence) or a licensed ``MANO_RIGHT.pkl``. Network
-weights are known by name in a table with their checksums.
+A hand model is an ``.npz`` in MANO's layout (the embedded one needs no licence) or a licensed ``MANO_RIGHT.pkl``.
+Network weights are known by name in a table with their checksums.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _JOINTS = len(MANO_PARENTS)
 class HandModelArrays:
     """A right-hand model in MANO's layout. Metres; V vertices, F triangles facing outwards.
 
-    Raises ValueError naming the field if a shape, an index or a value is wrong. Arrays are converted to the dtypes below.
+    Raises ValueError naming the field if a shape, an index or a value is wrong. Arrays are converted to these dtypes.
     """
 
     v_template: np.ndarray  # (V, 3) float32, mean shape in the zero pose
@@ -79,14 +79,12 @@ class HandModelArrays:
             if value is not None:
                 object.__setattr__(self, name, _checked(name, value, dtype, shape))
         if tuple(self.parents.tolist()) != MANO_PARENTS:
-            raise ValueError(
-                f"parents must be MANO's tree {MANO_PARENTS}, got {tuple(self.parents.tolist())}"
-            )
+            raise ValueError(f"parents must be MANO's tree {MANO_PARENTS}, got {tuple(self.parents.tolist())}")
         if (self.uv is None) != (self.uv_faces is None):
             raise ValueError("uv and uv_faces must come together")
         for name, bound in (("faces", V), ("fingertips", V), ("wrist_loop", V), ("uv_faces", self._uv_count)):
             value = getattr(self, name)
-            if value is not None and value.size and not (0 <= value.min() and value.max() < bound):
+            if value is not None and value.size and (value.min() < 0 or value.max() >= bound):
                 raise ValueError(f"{name} must index 0..{bound - 1}, got {value.min()}..{value.max()}")
         if not np.allclose(self.weights.sum(1), 1, atol=1e-3):
             raise ValueError("the rows of weights must sum to 1")
@@ -103,11 +101,7 @@ def load_hand_model(path: str | os.PathLike[str] | None = None) -> HandModelArra
     """
     path = HAND_MODEL if path is None else Path(path)
     if not path.is_file():
-        note = (
-            f" {_LICENCE_MESSAGE}"
-            if path != HAND_MODEL
-            else " Reinstall handmesh or run data/build_hand_model.py."
-        )
+        note = f" {_LICENCE_MESSAGE}" if path != HAND_MODEL else " Reinstall handmesh or run data/build_hand_model.py."
         raise FileNotFoundError(f"no hand model at {path}.{note}")
     if path.suffix == ".npz":
         raw: Mapping[str, Any] = _read_npz(path)
@@ -122,7 +116,7 @@ def load_hand_model(path: str | os.PathLike[str] | None = None) -> HandModelArra
 
 
 def convert_mano(pkl: str | os.PathLike[str], npz: str | os.PathLike[str]) -> None:
-    """Convert a licensed MANO pickle to an ``.npz`` that loads faster. Written whole or not at all; not for publication."""
+    """Convert a licensed MANO pickle to an ``.npz``, once. Written whole or not at all; MANO's licence still holds."""
     model = load_hand_model(pkl)
     save_hand_model(npz, model)
 
@@ -174,9 +168,7 @@ def weights_registry() -> dict[str, dict[str, Any]]:
         raise ValueError(f"{WEIGHTS_REGISTRY} must hold an object of names. Reinstall handmesh.")
     for name, record in registry.items():
         if not isinstance(record, dict) or not {"file", "sha256", "kind"} <= record.keys():
-            raise ValueError(
-                f"{WEIGHTS_REGISTRY}: the record {name!r} lacks file, sha256 or kind. Reinstall handmesh."
-            )
+            raise ValueError(f"{WEIGHTS_REGISTRY}: the record {name!r} lacks file, sha256 or kind. Reinstall handmesh.")
     return registry
 
 
@@ -209,9 +201,7 @@ def _own_weights(text: str, known: list[str]) -> Path:
     if path.is_file():
         return path
     if path.suffix or path.name != text:
-        raise FileNotFoundError(
-            f"no weights file at {path}. Embedded weights have the names: {', '.join(known)}."
-        )
+        raise FileNotFoundError(f"no weights file at {path}. Embedded weights have the names: {', '.join(known)}.")
     raise ValueError(f"unknown weights {text!r}; known are {', '.join(known)}, or give the path of a file.")
 
 
@@ -219,9 +209,7 @@ def _checked(name: str, value: Any, dtype: type, shape: tuple[int | None, ...]) 
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} must be numeric, got dtype {array.dtype}")
-    if array.ndim != len(shape) or any(
-        w is not None and g != w for g, w in zip(array.shape, shape, strict=True)
-    ):
+    if array.ndim != len(shape) or any(w is not None and g != w for g, w in zip(array.shape, shape, strict=True)):
         expected = tuple("any" if length is None else length for length in shape)
         raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
     if not np.isfinite(array).all():
@@ -276,7 +264,7 @@ def _arrays_from_mano(raw: Mapping[str, Any]) -> HandModelArrays:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file, it may be truncated ({error})") from error

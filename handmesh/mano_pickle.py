@@ -1,8 +1,9 @@
 """Reads MANO's pickles without chumpy, and without running anything that a pickle may ask for.
 
-``MANO_RIGHT.pkl`` was written by Python 2 and holds numpy arrays, a scipy sparse matrix and objects of chumpy, a library
-that current Python and numpy cannot install. The unpickler here knows numpy's array constructors; every chumpy or scipy
-class becomes an inert record of the object's state, from which the numbers are taken; any other name is refused.
+``MANO_RIGHT.pkl`` was written by Python 2 and holds numpy arrays, a scipy sparse matrix and objects of chumpy, a
+library that current Python and numpy cannot install. The unpickler here knows numpy's array constructors; every chumpy
+or scipy class becomes an inert record of the object's state, from which the numbers are taken; any other name is
+refused.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ def read_mano_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if "LEFT" in path.name.upper():
-        raise ValueError(
-            f"{path.name} is the left hand; left hands are mirrored into MANO_RIGHT.pkl, give that file"
-        )
+        raise ValueError(f"{path.name} is the left hand; left hands are mirrored into MANO_RIGHT.pkl, give that file")
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
@@ -55,9 +54,7 @@ def read_mano_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             try:
                 arrays[str(key)] = _to_array(value)
             except (KeyError, ValueError, IndexError, TypeError) as error:
-                raise ValueError(
-                    f"{path}: the entry {key!r} cannot be turned into an array: {error}"
-                ) from error
+                raise ValueError(f"{path}: the entry {key!r} cannot be turned into an array: {error}") from error
     return arrays
 
 
@@ -105,13 +102,11 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.dtype
         if (module, name) in {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor")}:
             return _reconstruct_record
-        if (module, name) in {("__builtin__", "object"), ("builtins", "object")}:
-            return object
+        if module in {"__builtin__", "builtins"} and name in {"object", "set"}:
+            return {"object": object, "set": set}[name]
         if (module, name) == ("_codecs", "encode"):
             return _latin1_bytes
-        if module.startswith("chumpy.") or (
-            module.startswith("scipy.sparse") and name in {"csc_matrix", "csr_matrix"}
-        ):
+        if module.startswith("chumpy.") or (module.startswith("scipy.sparse") and name in {"csc_matrix", "csr_matrix"}):
             return type(name, (_Record,), {"origin": f"{module}.{name}"})
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs; nothing was run")
 

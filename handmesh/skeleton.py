@@ -62,8 +62,8 @@ MEDIAPIPE_LABELS: dict[str, str] = {
 #: MediaPipe's 21 landmarks, by the names used here.
 MEDIAPIPE: tuple[str, ...] = tuple(MEDIAPIPE_LABELS.values())
 
-#: OpenXR's own labels (XrHandJointEXT of XR_EXT_hand_tracking, without prefix and suffix), each with the name used here,
-#: in OpenXR's order. The palm and the four finger metacarpals have no counterpart among `KEYPOINTS`.
+#: OpenXR's own labels (XrHandJointEXT of XR_EXT_hand_tracking, without prefix and suffix), each with the name used
+#: here, in OpenXR's order. The palm and the four finger metacarpals have no counterpart among `KEYPOINTS`.
 OPENXR_LABELS: dict[str, str] = {
     "PALM": "palm",
     "WRIST": "wrist",
@@ -96,7 +96,7 @@ MANO_FINGERTIPS: dict[str, tuple[int, int, int, int, int]] = {
     "smplx": (744, 320, 443, 554, 671),
     # manopth/manolayer.py, right hand; also I2L-MeshNet.
     "manopth": (745, 317, 444, 556, 673),
-    # METRO and MeshGraphormer, modeling/_mano.py; also MobRecon. These are the tips of FreiHAND's labels.
+    # METRO and MeshGraphormer, modeling/_mano.py; also MobRecon: the usual choice for FreiHAND's labels.
     "freihand": (745, 333, 444, 555, 672),
 }
 

@@ -2,8 +2,8 @@
 
 Linear blend skinning with shape and pose blend shapes as in MANO (Romero, Tzionas and Black, "Embodied Hands", SIGGRAPH
 Asia 2017), for any model in MANO's layout, whatever its vertex count. It is written to agree with `smplx.MANO` given
-``use_pca=False, flat_hand_mean=True``: rotations are absolute (no mean pose is added), the global rotation turns the hand
-about its root joint, the translation is zero.
+``use_pca=False, flat_hand_mean=True``: rotations are absolute (no mean pose is added), the global rotation turns the
+hand about its root joint, the translation is zero.
 """
 
 from __future__ import annotations
@@ -84,16 +84,18 @@ class HandModel(nn.Module):
         The leading shapes of hand and rotations must broadcast.
         """
         if rotations.shape[-3:] != (len(self.parents), 3, 3):
-            raise ValueError(
-                f"rotations must be (..., {len(self.parents)}, 3, 3), got {tuple(rotations.shape)}"
-            )
+            raise ValueError(f"rotations must be (..., {len(self.parents)}, 3, 3), got {tuple(rotations.shape)}")
         vertices = shaped.vertices
         if self.posedirs is not None:
             identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
             feature = (rotations[..., 1:, :, :] - identity).flatten(-3)  # (..., 135)
             vertices = vertices + (feature @ self.posedirs).unflatten(-1, (-1, 3))
-        turns, joints = self._chain(rotations, shaped.joints)
-        offsets = joints - (turns @ shaped.joints[..., None]).squeeze(-1)  # (..., 16, 3)
+        rest = shaped.joints
+        if rotations.shape[:-3] != rest.shape[:-2]:
+            lead = torch.broadcast_shapes(rotations.shape[:-3], rest.shape[:-2])
+            rotations, rest = rotations.expand(*lead, -1, -1, -1), rest.expand(*lead, -1, -1)
+        turns, joints = self._chain(rotations, rest)
+        offsets = joints - (turns @ rest[..., None]).squeeze(-1)  # (..., 16, 3)
         # One matrix product blends the rotations' columns and the offset for all vertices.
         columns = torch.cat((turns.transpose(-1, -2).flatten(-2), offsets), dim=-1)  # (..., 16, 12)
         blended = self.weights @ columns  # (..., V, 12)
@@ -120,9 +122,7 @@ class HandModel(nn.Module):
     def _chain(self, rotations: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
         """Local rotations (..., 16, 3, 3) and rest joints (..., 16, 3) to global rotations and posed joints."""
         turns = [rotations[..., 0, :, :]]
-        positions = [
-            joints[..., 0, :].expand(*torch.broadcast_shapes(joints.shape[:-2], rotations.shape[:-3]), 3)
-        ]
+        positions = [joints[..., 0, :]]
         for child, parent in enumerate(self.parents[1:], start=1):
             bone = joints[..., child, :] - joints[..., parent, :]
             positions.append(positions[parent] + (turns[parent] @ bone[..., None]).squeeze(-1))

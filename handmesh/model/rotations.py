@@ -1,6 +1,6 @@
 """Rotations in torch: rotation vector, matrix and the continuous 6D form, for any leading batch shape.
 
-All functions keep dtype and device, write into no argument and have finite gradients everywhere, zero rotation included.
+All functions keep dtype and device, write into no argument and have finite gradients everywhere, zero included.
 """
 
 from __future__ import annotations
