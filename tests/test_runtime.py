@@ -113,3 +113,25 @@ def test_missing_number_in_the_description_is_named(tmp_path):
     for key in ("input_size", "stride"):
         with pytest.raises(ValueError, match=f'hand.onnx.*number "{key}"'):
             graph.number(key)
+
+
+@pytest.mark.slow
+def test_torch_runtime_answers_like_the_network_itself(stub_folder, tmp_path):
+    torch = pytest.importorskip("torch", reason="runtime='torch' needs the train extra")
+    from handmesh.model.regressor import HandRegressor, NetworkConfig, save_network
+
+    torch.manual_seed(0)
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    save_network(network, tmp_path / "net.pt")
+    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    graph = load_graph(tmp_path / "net.pt", "hand", runtime="torch")
+    assert graph.number("input_size") == 64
+    answer = graph(crop=crops)
+    assert answer.keys() == graphs.HAND_OUTPUTS.keys()
+    with torch.no_grad():
+        head, vertices, joints = network(torch.from_numpy(crops))
+    expected = {"vertices": vertices, "joints": joints, "right": head.right.sigmoid(), "joints_2d": head.joints_2d}
+    for name, values in expected.items():
+        np.testing.assert_allclose(answer[name], values.numpy(), atol=RUNTIME_TOLERANCE)
+    with pytest.raises(ValueError, match=r"hand\.onnx"):
+        load_graph(stub_folder / "hand.onnx", "hand", runtime="torch")
