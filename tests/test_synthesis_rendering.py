@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from handmesh.assets import load_hand_model
 from handmesh.synthesis.backgrounds import drawn_background, load_photos, view_of_photo
 from handmesh.synthesis.kernels import expose, vertex_normals
 from handmesh.synthesis.lighting import Environment, irradiance_harmonics, random_lights
@@ -17,7 +19,7 @@ from handmesh.synthesis.rasterizer import (
     join,
     render,
 )
-from handmesh.synthesis.scene import ENCODE
+from handmesh.synthesis.scene import ENCODE, PosedHand, Studio
 
 SIZE, FOCAL = 64, 100.0
 K = np.array([[FOCAL, 0, 31.5], [0, FOCAL, 31.5], [0, 0, 1.0]])
@@ -245,3 +247,20 @@ def test_backgrounds(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty"):
         load_photos([tmp_path / "empty"])
+
+
+def test_an_arm_that_hides_its_hand_is_seen_from_elsewhere():
+    """Forearms straight at the camera: each picture still shows some of the hand, and the arm ends before the lens."""
+    arrays = load_hand_model()
+    studio = Studio(arrays, [])
+    vertices = np.asarray(arrays.v_template) - (arrays.J_regressor @ arrays.v_template)[0]
+    points = studio.anatomy.keypoints(torch.eye(3).expand(16, 3, 3)).numpy()
+    towards = (np.array([[1.0, 0, 0], [0, 0.3, -0.954], [0, 0.954, 0.3]]) @ np.diag([1.0, -1, -1])).T
+    towards = (towards @ studio.anatomy.frame).astype(np.float32)
+    if (towards @ studio.anatomy.frame[1])[2] < 0:
+        towards = np.diag([1.0, -1.0, -1.0]).astype(np.float32) @ towards
+    hand = PosedHand(vertices @ towards.T, points.astype(np.float32) @ towards.T, towards, "open")
+    rng = np.random.default_rng(5)
+    shown = [studio.photograph(hand, rng) for _ in range(8)]
+    assert min((photo.mask > 128).sum() for photo in shown) > 100
+    assert min(photo.translation[2] for photo in shown) > 0.4

@@ -11,7 +11,7 @@ from handmesh.synthesis.skin import FOREARM_TEXELS, SLEEVE_TEXELS
 from handmesh.synthesis.texels import HAND_TEXELS
 
 # Distance of each ring of forearm vertices from the wrist, metres for a hand of average size.
-RINGS_M = np.array([0.0, 0.005, 0.012, 0.022, 0.035, 0.052, 0.075, 0.105, 0.145, 0.19, 0.25])
+RINGS_M = np.array([0.0, 0.005, 0.012, 0.022, 0.035, 0.052, 0.075, 0.105, 0.145, 0.19, 0.25, 0.33, 0.42])
 SLEEVE_RINGS = 9
 
 Array = np.ndarray
@@ -51,7 +51,7 @@ def _rotate(rotvec: Array) -> Array:
 
 def grow_forearm(loop: Array, frame: Array, scale: float, rng: np.random.Generator) -> tuple[Tube, Array]:
     """Extend the wrist loop (n, 3) along the arm. frame (3, 3): rows are the hand's canonical axes where it is
-    now; scale: hand size / average. Returns the tube and its rings (R, n, 3)."""
+    now; scale: hand size / average. Returns the tube and its rings (R + 1, n, 3), the last one shrunk to a point."""
     centre = loop.mean(0)
     local = (loop - centre) @ frame.T
     # The arm is seen to swell slowly towards the elbow and to be flatter than round.
@@ -60,11 +60,13 @@ def grow_forearm(loop: Array, frame: Array, scale: float, rng: np.random.Generat
     for before, distance in pairwise(RINGS_M):
         turn = _rotate(bend * min(1.0, distance / 0.045))
         at = at + turn @ np.array([0.0, -(distance - before) * scale, 0.0])
-        growth = 1 + swell * max(0.0, distance - 0.03)
+        growth = 1 + swell * min(max(0.0, distance - 0.03), 0.22)
         flat = local - local * np.array([0.0, min(1.0, distance / 0.02), 0.0])
         rings.append(flat @ turn.T * growth + at)
+    rings.append(np.tile(at, (len(loop), 1)))  # closes the far end
     stacked = np.stack(rings) @ frame + centre
-    rows = np.clip(RINGS_M / RINGS_M[-1], 0, 1) * (HAND_TEXELS - 2)
+    # The texture covers the first quarter of a metre; beyond, its last row is drawn out.
+    rows = np.append(np.clip(RINGS_M / 0.25, 0, 1), 1.0) * (HAND_TEXELS - 2)
     return _tube(stacked, HAND_TEXELS, FOREARM_TEXELS, rows), stacked
 
 

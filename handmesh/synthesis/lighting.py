@@ -98,7 +98,7 @@ def random_lights(
     ambient = ambient / np.clip(cast, 0.3, 3.0) ** rng.uniform(0.3, 1.0) * rng.uniform(0.25, 0.9)
     if around is not None and rng.uniform() < 0.5:
         hue = around / max(float(around.mean()), 1e-3)
-        ambient = ambient * np.clip(hue, 0.4, 2.0) ** rng.uniform(0.05, 0.45)
+        ambient = ambient * np.clip(hue, 0.4, 2.0) ** rng.uniform(0.05, 0.35)
     count = rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])
     direction = _unit(rng.normal(size=(count, 3)) * [1.0, 0.9, 0.8] + [0.0, -0.35, -0.25])
     if rng.uniform() < 0.88:

@@ -14,14 +14,15 @@ from handmesh.synthesis.backgrounds import random_background
 from handmesh.synthesis.gestures import GRASPS
 from handmesh.synthesis.kernels import expose, vertex_normals
 from handmesh.synthesis.lighting import Environment, random_lights
-from handmesh.synthesis.rasterizer import Frame, Lights, Mesh, draw_depth, join, render
+from handmesh.synthesis.rasterizer import Frame, Mesh, draw_depth, join, render
 from handmesh.synthesis.skin import TEXTURE_WIDTH, Skin
 from handmesh.synthesis.texels import HAND_TEXELS, TexelMap, bake_texels, open_faces, texel_coordinates
 
 IMAGE_SIZE = 224
 MATERIAL_HAND, MATERIAL_FOREARM, MATERIAL_SLEEVE = 0, 1, 2
-# A hand that is hidden more than this is photographed again without the things in front of it.
+# A hand of which less can be seen is photographed from elsewhere, then without the things in front of it.
 MIN_VISIBLE = 0.35
+CAMERA_TRIES = 4
 
 Array = np.ndarray
 
@@ -152,23 +153,38 @@ class Studio:
             meshes = [Mesh(m.vertices * flip, m.normals * flip, m.uv, m.faces, m.material) for m in meshes]
         return meshes
 
-    def photograph(
-        self,
-        hand: PosedHand,
-        rng: np.random.Generator,
-        other: PosedHand | None = None,
-        lights: Lights | None = None,
-    ) -> Photo:
+    def photograph(self, hand: PosedHand, rng: np.random.Generator, other: PosedHand | None = None) -> Photo:
         """Render one image; ``other`` may appear as the same person's left hand."""
-        size = self.size
-        camera = random_camera(hand.keypoints, size, rng)
-        shift = camera.translation.astype(np.float32)
-        keypoints = hand.keypoints + shift
-        subject = self.hand_with_arm(hand.vertices + shift, hand.orientation, MATERIAL_HAND, rng)
+        camera, subject = self._view(hand, rng)
+        keypoints = hand.keypoints + camera.translation.astype(np.float32)
+        extras, held, occluded = self._surroundings(hand, keypoints, rng, other)
+        if extras and self._visible_share(subject + extras, camera.intrinsics) < MIN_VISIBLE:
+            extras, held, occluded = [], False, False
+        background = random_background(self.photos, self.size, rng)
+        around = np.square(background[::8, ::8].reshape(-1, 3).mean(0) / 255.0)
+        lights = random_lights(rng, self.environments, around)
+        drawn = render(join(subject + extras), self.atlas, camera.intrinsics, lights, self.frame)
+        rgb = develop(drawn.radiance, drawn.alpha, drawn.mask, background, rng)
+        mask, alpha = (np.clip(255 * a + 0.5, 0, 255).astype(np.uint8) for a in (drawn.mask, drawn.alpha))
+        return Photo(rgb, mask, alpha, camera.intrinsics, camera.translation, held, occluded)
+
+    def _view(self, hand: PosedHand, rng: np.random.Generator, tries: int = CAMERA_TRIES) -> tuple[Camera, list[Mesh]]:
+        """A camera and the hand with its arm before it; another one if the arm hides the hand."""
+        arm_z = -float(hand.orientation[2] @ self.anatomy.frame[1])
+        camera = random_camera(hand.keypoints, arm_z, self.size, rng)
+        vertices = hand.vertices + camera.translation.astype(np.float32)
+        meshes = self.hand_with_arm(vertices, hand.orientation, MATERIAL_HAND, rng)
+        if tries > 1 and self._visible_share(meshes, camera.intrinsics) < MIN_VISIBLE:
+            return self._view(hand, rng, tries - 1)
+        return camera, meshes
+
+    def _surroundings(
+        self, hand: PosedHand, keypoints: Array, rng: np.random.Generator, other: PosedHand | None
+    ) -> tuple[list[Mesh], bool, bool]:
+        """What else is in the picture; whether something is held; whether something stands in front."""
         extras: list[Mesh] = []
-        chance = 0.6 if hand.pose_class in GRASPS else 0.1
         held = occluded = False
-        if rng.uniform() < chance:
+        if rng.uniform() < (0.6 if hand.pose_class in GRASPS else 0.1):
             frame = self.anatomy.frame @ hand.orientation.T
             thing = props.held_object(keypoints, frame, _hand_scale(keypoints, self.anatomy), rng)
             if thing is not None:
@@ -181,18 +197,17 @@ class Studio:
             occluded = True
         if other is not None and rng.uniform() < 0.1:
             extras += self._second_hand(other, keypoints, rng)
-        background = random_background(self.photos, size, rng)
-        around = np.square(background[::8, ::8].reshape(-1, 3).mean(0) / 255.0)
-        lights = lights or random_lights(rng, self.environments, around)
-        drawn = render(join(subject + extras), self.atlas, camera.intrinsics, lights, self.frame)
-        if extras:
-            alone = _own_coverage(subject[0], camera.intrinsics, self._probe, size)
-            if drawn.mask.sum() < MIN_VISIBLE * alone:
-                drawn = render(join(subject), self.atlas, camera.intrinsics, lights, self.frame)
-                held = occluded = False
-        rgb = develop(drawn.radiance, drawn.alpha, drawn.mask, background, rng)
-        mask, alpha = (np.clip(255 * a + 0.5, 0, 255).astype(np.uint8) for a in (drawn.mask, drawn.alpha))
-        return Photo(rgb, mask, alpha, camera.intrinsics, camera.translation, held, occluded)
+        return extras, held, occluded
+
+    def _visible_share(self, meshes: list[Mesh], intrinsics: Array) -> float:
+        """How much of the first mesh is not hidden by the others, counted in a small depth image."""
+        probe, scale = self._probe, self._probe.size / self.size
+        shrink = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5], [0, 0, 1]])
+        draw_depth(meshes[0], shrink @ intrinsics, probe)
+        alone = int((probe.face >= 0).sum())
+        draw_depth(join(meshes), shrink @ intrinsics, probe)
+        seen = int(((probe.face >= 0) & (probe.face < len(meshes[0].faces))).sum())
+        return seen / max(alone, 1)
 
     def _second_hand(self, other: PosedHand, keypoints: Array, rng: np.random.Generator) -> list[Mesh]:
         direction = rng.uniform(0, 2 * np.pi)
@@ -227,23 +242,16 @@ def _hand_scale(keypoints: Array, anatomy: HandAnatomy) -> float:
     return float(np.linalg.norm(keypoints[9] - keypoints[0]) / np.linalg.norm(anatomy.joints[4]))
 
 
-def _own_coverage(mesh: Mesh, intrinsics: Array, probe: Frame, size: int) -> float:
-    """About how many pixels the hand alone would cover, counted in a small depth image."""
-    scale = size / probe.size
-    shrink = np.array([[1 / scale, 0, 0.5 / scale - 0.5], [0, 1 / scale, 0.5 / scale - 0.5], [0, 0, 1]])
-    draw_depth(mesh, shrink @ intrinsics, probe)
-    return scale**2 * float((probe.face >= 0).sum())
-
-
-def random_camera(keypoints: Array, size: int, rng: np.random.Generator) -> Camera:
+def random_camera(keypoints: Array, arm_z: float, size: int, rng: np.random.Generator) -> Camera:
     """A camera of 30 to 90 degrees that sees the hand (21, 3; wrist at 0) somewhere in its frame, and the crop.
 
-    The crop is what a tracker or a dataset would cut out: off the optical axis as often as the hand is.
+    ``arm_z`` is the forearm's direction along z: one that comes towards the camera must end before it. The crop is
+    what a tracker or a dataset would cut out: off the optical axis as often as the hand is.
     """
     extent = float(np.linalg.norm(np.ptp(keypoints, axis=0)[:2]))
     half_tan = np.tan(np.radians(rng.uniform(30, 90)) / 2)
     share = np.exp(rng.uniform(np.log(0.14), np.log(0.75)))
-    nearest = max(rng.uniform(0.18, 0.4), 0.12 - float(keypoints[:, 2].min()))
+    nearest = max(rng.uniform(0.18, 0.4), 0.12 - float(keypoints[:, 2].min()), 0.1 - arm_z * arm.RINGS_M[-1])
     depth = float(np.clip(max(extent, 0.12) / (2 * half_tan * share), nearest, 2.5))
     off_axis = np.clip(rng.normal(0, 0.35, 2), -0.8, 0.8) * half_tan * [1.0, 0.7]
     translation = np.array([off_axis[0] * depth, off_axis[1] * depth, depth])
