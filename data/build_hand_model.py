@@ -10,8 +10,11 @@ the joint regressor. Nothing is downloaded; two runs write the same bytes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import platform
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +319,7 @@ def principal_components(rows: Array, count: int) -> tuple[Array, Array]:
 
     mean = rows.mean(0)
     _, singular, components = svds(rows - mean, k=count, v0=np.ones(min(rows.shape)))
+    assert components is not None
     order = np.argsort(singular)[::-1]
     return mean, components[order] * singular[order, None] / np.sqrt(len(rows) - 1)
 
@@ -522,6 +526,13 @@ def build(samples: int, held_out: int, seed: int = SEED) -> tuple[HandModelArray
     return model, facts
 
 
+def provenance(path: Path) -> dict[str, Any]:
+    """What a report needs to be checked by somebody else: the file's checksum and what it was built with."""
+    versions = {name: version(name) for name in ("anny", "torch", "numpy", "scipy")}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size, "python": platform.python_version(), **versions}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=HAND_MODEL)
@@ -529,10 +540,11 @@ def main() -> None:
     arguments = parser.parse_args()
     model, facts = build(SAMPLES, HELD_OUT)
     save_hand_model(arguments.output, model)
+    report = json.dumps({**provenance(arguments.output), **facts}, indent=1)
     if arguments.report:
-        arguments.report.write_text(json.dumps(facts, indent=1) + "\n")
+        arguments.report.write_text(report + "\n")
+    print(report)
     print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.2f} MB)")
-    print(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":
