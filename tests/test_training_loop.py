@@ -56,7 +56,7 @@ def test_rate_warms_up_holds_and_ends_at_zero():
 def test_command_line_trains_on_a_folder(tmp_path):
     write_freihand(tmp_path / "set", 3)
     run = tmp_path / "run"
-    main(["--preset", "smoke", "--run", str(run), "--synthetic", str(tmp_path / "set"), "--samples", "32"])
+    main(["--preset", "smoke", "--out", str(run), "--synthetic", str(tmp_path / "set"), "--samples", "32"])
     facts = json.loads((run / "run.json").read_text())
     assert facts["config"]["samples"] == 32
     assert (run / "last.pt").is_file()
@@ -65,7 +65,7 @@ def test_command_line_trains_on_a_folder(tmp_path):
 
 def test_command_line_needs_data(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--run", str(tmp_path)])
+        main(["--out", str(tmp_path)])
     assert "nothing to train on" in capsys.readouterr().err
 
 

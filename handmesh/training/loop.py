@@ -30,6 +30,7 @@ from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, save_network
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_kernels import accelerate
+from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.losses import training_loss
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Trainer:
         if (folder / "last.pt").is_file():
             self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
         fast = accelerate(self.network)
-        self.model: nn.Module = DistributedDataParallel(fast, broadcast_buffers=False) if self.world > 1 else fast
+        self.model: nn.Module = DistributedDataParallel(fast) if self.world > 1 else fast
         size = config.network.input_size
         self.validation = {name: fixed_batch(dataset, size) for name, dataset in validation.items()}
         self.stream = BatchStream(
@@ -276,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="handmesh train", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="fast")
     parser.add_argument(
-        "--run", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before"
+        "--out", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before"
     )
     parser.add_argument("--synthetic", type=Path, help="folder in FreiHAND's layout")
     parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
@@ -314,12 +315,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(datasets) == 1:
         shares = [config.synthetic_share + config.photo_share]
 
+    reuse_freed_memory()
     with process_group():
-        args.run.mkdir(parents=True, exist_ok=True)
-        _write_run_facts(args.run, config, vars(args))
+        args.out.mkdir(parents=True, exist_ok=True)
+        _write_run_facts(args.out, config, vars(args))
         trainer = Trainer(
             config,
-            args.run,
+            args.out,
             Mixture(datasets, shares),
             args.backgrounds,
             validation,
