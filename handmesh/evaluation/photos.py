@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +15,8 @@ from handmesh.datasets.photos import WRONG_SPREAD
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
 from handmesh.records import HandMesh, Side, box_iou, box_of_points
+from handmesh.tracker import HandTracker
+from handmesh.video import open_source, read_picture
 
 MATCH_IOU = 0.3  # a found hand is that of a label if their keypoint boxes overlap by this much
 
@@ -44,20 +45,12 @@ def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
     return photos
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as (H, W, 3) uint8 RGB. Raises ValueError if it cannot be read."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError(f"cannot read image {path}")
-    return np.asarray(image, np.uint8)
-
-
 def measure_crops(estimator: HandMeshEstimator, folder: Path) -> dict[str, float]:
     """Errors when box and side are given from the labels: the hand network alone."""
     pairs = []
     for path, hands in labelled_photos(folder):
         boxes = np.stack([box_of_points(hand.joints_2d) for hand in hands])
-        found = estimator(read_rgb(path), boxes=boxes, sides=[hand.side for hand in hands])
+        found = estimator(read_picture(path), boxes=boxes, sides=[hand.side for hand in hands])
         pairs.extend(zip(found, hands, strict=True))
     return summarise(pairs, len(pairs))
 
@@ -67,10 +60,36 @@ def measure_frames(find: Callable[[NDArray[np.uint8]], list[HandMesh]], folder: 
     pairs: list[tuple[HandMesh, LabelledHand]] = []
     labels = 0
     for path, hands in labelled_photos(folder):
-        found = find(read_rgb(path))
+        found = find(read_picture(path))
         labels += len(hands)
         pairs.extend(match(found, hands))
     return summarise(pairs, labels)
+
+
+def measure_clip(tracker: HandTracker, video: Path, folder: Path, *, every: int) -> dict[str, float]:
+    """A tracker on a video of which every `every`-th frame is a photo of `folder`, perhaps smaller.
+
+    Adds to `summarise`: frames, frames with a hand, frames without, and how many tracks and sides were given out.
+    """
+    labelled = dict(enumerate(labelled_photos(folder)))
+    pairs: list[tuple[HandMesh, LabelledHand]] = []
+    frames = drawn = labels = 0
+    tracks: set[int | None] = set()
+    sides: set[Side] = set()
+    with open_source(video) as source:
+        for number, (frame, time_s) in enumerate(source):
+            found = tracker(frame, time_s)
+            frames, drawn = frames + 1, drawn + bool(found)
+            tracks |= {hand.track_id for hand in found}
+            sides |= {hand.side for hand in found}
+            if number % every == 0 and number // every in labelled:
+                path, hands = labelled[number // every]
+                scale = frame.shape[1] / read_picture(path).shape[1]
+                hands = [replace(hand, joints_2d=(hand.joints_2d + 0.5) * scale - 0.5) for hand in hands]
+                labels += len(hands)
+                pairs.extend(match(found, hands))
+    facts = {"frames": frames, "frames_with_hand": drawn, "tracks": len(tracks), "sides": len(sides)}
+    return facts | summarise(pairs, labels)
 
 
 def match(found: list[HandMesh], labels: list[LabelledHand]) -> list[tuple[HandMesh, LabelledHand]]:

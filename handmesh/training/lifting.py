@@ -48,7 +48,7 @@ class PoseBatches:
         rng = self.rng
         rows = torch.tensor(rng.integers(len(self.rotations), size=count))
         rotations = self.rotations[rows].clone()
-        turns = Rotation.random(count, random_state=rng) if rng.random() < 0.5 else _small_turns(count, rng)
+        turns = Rotation.from_quat(rng.normal(size=(count, 4))) if rng.random() < 0.5 else _small_turns(count, rng)
         rotations[:, 0] = torch.tensor(turns.as_matrix(), dtype=torch.float32) @ rotations[:, 0]
         betas = torch.tensor(rng.normal(size=(count, 10)), dtype=torch.float32)
         betas[: count // 2] = self.betas[rows[: count // 2]]
