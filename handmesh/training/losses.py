@@ -27,7 +27,8 @@ class LossWeights:
     vertices: float = 5.0
     depth: float = 2.0
     projection: float = 3.0
-    betas: float = 0.05
+    betas: float = 0.5
+    mean_shape: float = 0.2  # pull towards betas 0 where the shape is not known, as a share of `betas`
     mask: float = 0.3
     presence: float = 0.2
     right: float = 0.2
@@ -48,13 +49,15 @@ def training_loss(
     joints = prediction.joints / size
     axes = torch.ones(len(joints), 1, 3)
     axes[:, :, 2] = torch.where(batch.weight_parameters > 0, 1.0, weights.pseudo_depth)[:, None]
+    unknown_shape = batch.presence * (1 - batch.weight_parameters)  # their betas are 0 in the batch
+    shape_weight = batch.weight_parameters + weights.mean_shape * unknown_shape
     projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
 
     terms = {
         "joints_2d": _mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
         "projection": _mean((projected - batch.joints_2d).abs(), batch.weight_2d * batch.right),
         "rotations": _mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
-        "betas": _mean((head.betas - batch.betas).abs(), batch.weight_parameters),
+        "betas": _mean((head.betas - batch.betas).abs(), shape_weight),
         "joints": _mean((joints - true_joints).abs() * axes, batch.weight_3d),
         "vertices": _mean((prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters),
         "depth": _mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
