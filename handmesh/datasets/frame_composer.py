@@ -25,14 +25,14 @@ class ComposerConfig:
 
     width: int = 256
     height: int = 192
-    hand_sides: tuple[float, float] = (0.06, 0.7)  # longer box side / frame width, log-uniform
+    hand_sides: tuple[float, float] = (0.07, 0.7)  # longer box side / frame width, log-uniform
     scene: float = 0.38  # one photo fills the frame, its hand where the photo has it
     collage: float = 0.3  # photos pasted small on a hand-free picture
     rendered: float = 0.17  # rendered hands on a hand-free picture, where there are any; the rest has no hand
     person: float = 0.4  # a person without hands somewhere, where the frame is not one photo
     unstretch: float = 0.4
     letterbox: float = 0.5
-    degrade: AugmentConfig = field(default_factory=lambda: AugmentConfig(jpeg=0.3, grey=0.04))
+    degrade: AugmentConfig = field(default_factory=lambda: AugmentConfig(blur=0.2, noise=0.25, jpeg=0.25, grey=0.04))
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _linear(
 ) -> NDArray[np.float64]:
     """(2, 2): scale, stretch, turn and mirror."""
     turn = rng.normal(0, 12.0 if turn_deg is None else turn_deg)
-    if turn_deg is None and rng.random() < (0.5 if photo.alpha is not None else 0.12):
+    if turn_deg is None and rng.random() < (0.25 if photo.alpha is not None else 0.1):
         turn = rng.uniform(-180, 180)
     radians = np.deg2rad(turn)
     cosine, sine = np.cos(radians), np.sin(radians)

@@ -65,7 +65,7 @@ class DetectorConfig:
     frozen_stages: int = 2  # the first stages of the backbone keep their ImageNet weights
     box_weight: float = 1.0
     side_weight: float = 0.5
-    rendered_limit: int = 6_000  # rendered hands that are kept in memory
+    rendered_limit: int = 4_000  # rendered hands that are kept in memory
     seed: int = 1
     composer: ComposerConfig = field(default_factory=ComposerConfig)
 

@@ -1,0 +1,143 @@
+"""The detector's losses, on cases with known answers, and its resumable loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handmesh.datasets.detection import Hands, Photo, encode
+from handmesh.datasets.frame_composer import ComposerConfig, Pictures
+from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput
+from handmesh.training.detector import (
+    DetectorConfig,
+    DetectorTrainer,
+    FrameStream,
+    box_loss,
+    centre_loss,
+    detector_loss,
+    publish,
+    stack_targets,
+)
+
+WIDTH, HEIGHT = 96, 64
+
+
+def _pictures() -> Pictures:
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(20, 60, (1, 21, 2)).astype(np.float32)
+    yes = np.ones(1, bool)
+    photo = Photo(rng.integers(0, 256, (80, 80, 3), np.uint8), Hands(keypoints, yes, yes, yes))
+    return Pictures([[photo]], [1.0], [Photo(np.full((90, 120, 3), 77, np.uint8))], [])
+
+
+def _config(**changes: int) -> DetectorConfig:
+    return DetectorConfig(batch_size=2, composer=ComposerConfig(width=WIDTH, height=HEIGHT), **changes)
+
+
+def _cell(*distances: float) -> torch.Tensor:
+    return torch.tensor(distances).view(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "wanted", "expected"),
+    [
+        ((5.0, 5, 5, 5), (5.0, 5, 5, 5), 0.0),
+        ((5.0, 5, 5, 5), (5.0, 5, 0, 5), 0.5),  # one is half of the other: the hull is the union
+        ((0.0, 5, 5, 5), (5.0, 5, 0, 5), 1.0),  # side by side: nothing shared, hull = union
+        ((-2.0, 5, 4, 5), (4.0, 5, -2, 5), 1 + 1 / 2),  # apart by 4 of a hull of 8
+    ],
+)
+def test_box_loss_of_known_boxes(predicted: tuple, wanted: tuple, expected: float) -> None:
+    assert box_loss(_cell(*predicted), _cell(*wanted)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_box_loss_is_symmetric_and_pulls_boxes_together() -> None:
+    torch.manual_seed(0)
+    one, two = torch.rand(1, 4, 8, 8) * 20, torch.rand(1, 4, 8, 8) * 20
+    torch.testing.assert_close(box_loss(one, two), box_loss(two, one))
+    moving = one.clone().requires_grad_()
+    before = box_loss(moving, two).sum()
+    before.backward()
+    assert moving.grad is not None
+    assert box_loss(one - 0.01 * moving.grad, two).sum() < before
+
+
+def test_centre_loss_forgives_neighbours_and_only_them() -> None:
+    heatmap = torch.tensor([[[[1.0, 0.9, 0.0]]]])
+    sure = torch.full_like(heatmap, 4.0)
+    at_centre, beside, far = centre_loss(sure, heatmap).flatten().tolist()
+    assert at_centre < 1e-4
+    assert beside < 1e-3
+    assert far > 3.5
+    assert centre_loss(-sure, heatmap).flatten()[0] > 3.5
+
+
+def test_perfect_answers_cost_nothing() -> None:
+    hands = Hands(
+        np.array([[[20.0, 16]] * 20 + [[50.0, 46]]], np.float32), np.array([False]), np.array([True]), np.array([True])
+    )
+    targets = stack_targets([encode(hands, WIDTH, HEIGHT, STRIDE)])
+    centre = torch.where(targets["heatmap"] >= 1, 20.0, -20.0)
+    output = DetectorOutput(centre, targets["boxes"], torch.full_like(centre, -20.0))
+    total, terms = detector_loss(output, targets, _config())
+    assert total.item() < 1e-5
+    assert set(terms) == {"centre", "box", "side"}
+
+
+def test_ignored_cells_cost_nothing() -> None:
+    unsure = Hands(np.full((1, 21, 2), 40, np.float32), *(np.array([flag]) for flag in (True, True, False)))
+    targets = stack_targets([encode(unsure, WIDTH, HEIGHT, STRIDE)])
+    alarm = torch.where(targets["counted"] == 0, 20.0, -20.0)
+    output = DetectorOutput(alarm, torch.ones(1, 4, *alarm.shape[2:]), alarm)
+    assert detector_loss(output, targets, _config())[0].item() < 1e-5
+
+
+def test_rate_warms_up_and_falls_to_a_hundredth() -> None:
+    config = DetectorConfig(samples=1000, warmup=100, learning_rate=1.0)
+    assert config.rate_at(0) == pytest.approx(0.01)
+    assert max(config.rate_at(i) for i in range(1000)) == pytest.approx(config.rate_at(100), abs=0.02)
+    assert config.rate_at(1000) == pytest.approx(0.01)
+
+
+def test_a_batch_is_a_function_of_its_step() -> None:
+    stream = FrameStream(_pictures(), _config(samples=8))
+    assert len(stream) == 4
+    (one, targets_one), (two, targets_two) = stream[2], stream[2]
+    assert torch.equal(one, two)
+    assert all(torch.equal(targets_one[name], targets_two[name]) for name in targets_one)
+    assert not torch.equal(one, stream[3][0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the loader's own fork
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    def run(folder: Path, pieces: int) -> DetectorNetwork:
+        folder.mkdir()
+        for piece in range(pieces):
+            torch.manual_seed(0)
+            trainer = DetectorTrainer(_config(samples=8), folder, _pictures(), DetectorNetwork())
+            minutes = float("inf") if piece == pieces - 1 else 0.0  # one step
+            assert trainer.run(minutes=minutes, workers=0) == (piece == pieces - 1)
+        return trainer.best
+
+    whole, pieces = run(tmp_path / "whole", 1), run(tmp_path / "pieces", 3)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(pieces.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_another_batch_size_cannot_resume(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    DetectorTrainer(_config(samples=8), tmp_path, _pictures(), DetectorNetwork()).save()
+    with pytest.raises(ValueError, match="batches of 2"):
+        DetectorTrainer(DetectorConfig(batch_size=4), tmp_path, _pictures(), DetectorNetwork())
+
+
+def test_publishing_keeps_other_entries(tmp_path: Path) -> None:
+    (tmp_path / "weights.json").write_text(json.dumps({"fast": {"file": "fast.onnx"}}))
+    path = publish(DetectorNetwork().eval(), tmp_path, samples=5)
+    entries = json.loads((tmp_path / "weights.json").read_text())
+    assert entries["fast"] == {"file": "fast.onnx"}
+    assert (entries["detector"]["file"], entries["detector"]["samples"]) == (path.name, 5)
