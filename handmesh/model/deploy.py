@@ -208,7 +208,8 @@ def _store_float16(model: onnx.ModelProto) -> None:
     graph, casts = model.graph, []
     for initializer in list(graph.initializer):
         values = numpy_helper.to_array(initializer)
-        if values.dtype != np.float32 or values.size < _SMALL_TENSOR:
+        geometry = ".hand_model." in initializer.name  # half a tenth of a millimetre would be lost
+        if values.dtype != np.float32 or values.size < _SMALL_TENSOR or geometry:
             continue
         name = initializer.name
         stored = numpy_helper.from_array(values.astype(np.float16), name + "_float16")
