@@ -87,7 +87,8 @@ def test_perfect_prediction_has_no_loss(batch):
 def test_unknown_targets_do_not_move_the_network(batch):
     network = HandRegressor(NetworkConfig(input_size=64)).train()
     zero = torch.zeros_like(batch.weight_2d)
-    blind = batch._replace(weight_2d=zero, weight_3d=zero, weight_parameters=zero, weight_mask=zero, weight_right=zero)
+    known = ("weight_2d", "weight_3d", "weight_parameters", "weight_mask", "weight_right", "presence")
+    blind = batch._replace(**dict.fromkeys(known, zero))
     total, terms = training_loss(network(batch.crops), blind, network.hand_model, LossWeights())
     assert {name for name, term in terms.items() if term.item() != 0.0} == {"presence"}
     assert total.item() == pytest.approx(LossWeights().presence * terms["presence"].item())
