@@ -60,7 +60,9 @@ class HandRegressor(nn.Module):
 
     def normalise(self, crops: torch.Tensor) -> torch.Tensor:
         """RGB crops (N, S, S, 3) in 0..255 -> normalised images (N, 3, S, S) float32."""
-        return (crops.permute(0, 3, 1, 2).float() - self.mean) / self.std  # pyright: ignore[reportOperatorIssue]
+        # Contiguous on purpose: torch's own depthwise backward pass corrupts memory on channels_last input.
+        images = crops.permute(0, 3, 1, 2).float().contiguous()
+        return (images - self.mean) / self.std  # pyright: ignore[reportOperatorIssue]
 
     def regress(self, crops: torch.Tensor) -> HeadOutput:
         """Crops (N, S, S, 3) uint8 RGB -> parameters, without posing the hand."""
