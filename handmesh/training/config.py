@@ -40,6 +40,6 @@ class TrainConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     "fast": TrainConfig(),
-    "accurate": TrainConfig(network=NetworkConfig(variant="sa12", input_size=192, drop_path=0.1)),
+    "accurate": TrainConfig(network=NetworkConfig(input_size=192)),
     "smoke": TrainConfig(network=NetworkConfig(input_size=64), samples=2_000, batch_size=16, warmup=200),
 }
