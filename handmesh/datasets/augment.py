@@ -22,7 +22,7 @@ class AugmentConfig:
     shift: float = 0.06  # standard deviation, box sides
     turn_deg: float = 12.0  # standard deviation
     large_turn: float = 0.1  # turn by any angle
-    keep_left: float = 0.08  # show the hand mirrored, so that `right` is 0
+    keep_left: float = 0.15  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7
     occluder: float = 0.2
     colour: float = 1.0
