@@ -1,0 +1,81 @@
+import json
+
+import cv2
+import graphs
+import numpy as np
+import pytest
+
+from handmesh import HandTracker
+from handmesh.evaluation.photos import LabelledHand, match, measure_clip, measure_photos, summarise
+from handmesh.evaluation.report import write_result
+
+
+def hands_of(estimator):
+    frame = graphs.draw_hand(np.zeros((360, 480, 3), np.uint8), (160.0, 180.0), 90.0)
+    frame = graphs.draw_hand(frame, (340.0, 180.0), 90.0)
+    return frame, estimator(frame)
+
+
+def label_of(hand, shift=0.0):
+    return LabelledHand(hand.joints_2d + shift, np.asarray(hand.joints, np.float64), hand.side)
+
+
+def test_hands_are_matched_by_place_not_by_order(estimator):
+    _, found = hands_of(estimator)
+    assert len(found) == 2
+    labels = [label_of(found[1]), label_of(found[0])]
+    pairs = match(found, labels)
+    assert sorted(pairs, key=lambda pair: found.index(pair[0])) == [(found[0], labels[1]), (found[1], labels[0])]
+    far = LabelledHand(found[0].joints_2d + 1000.0, labels[0].joints, "right")
+    assert match(found, [far]) == []
+    assert match([], labels) == []
+
+
+def test_summary_of_a_known_shift(estimator):
+    _, found = hands_of(estimator)
+    box = found[0].joints_2d.max(0) - found[0].joints_2d.min(0)
+    shifted = label_of(found[0], np.array([0.07 * box.max(), 0.0]))
+    summary = summarise([(found[0], shifted)], labels=2)
+    assert (summary["labels"], summary["matched"]) == (2, 1)
+    assert summary["2d"] == pytest.approx(0.07)
+    assert (summary["pck_05"], summary["pck_10"]) == (0.0, 1.0)
+    assert summary["pa_mpjpe_pseudo_mm"] == pytest.approx(0.0, abs=1e-3)
+    assert summarise([], labels=3) == {"labels": 3, "matched": 0}
+
+
+def write_folder(folder, frames, hands):
+    folder.mkdir()
+    entries = {}
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(folder / f"{number:05d}.png"), frame[..., ::-1])
+        labels = [
+            {"side": h.side, "kp2d": h.joints_2d.tolist(), "kp3d": h.joints.tolist(), "spread": 0.01} for h in hands
+        ]
+        entries[f"{number:05d}.png"] = {"hands": labels}
+    (folder / "labels.json").write_text(json.dumps(entries))
+
+
+def test_folders_and_clips_are_measured_against_their_labels(estimator, tmp_path):
+    frame, found = hands_of(estimator)
+    write_folder(tmp_path / "set", [frame], found)
+    result = measure_photos(estimator, [tmp_path / "set"])
+    for kind in ("crops", "frames"):
+        row = result[kind]["set"]
+        assert row["matched"] == row["labels"] == 2
+        assert row["2d"] < 0.05
+        assert result[kind]["mean over folders"]["2d"] == pytest.approx(row["2d"])
+
+    write_folder(tmp_path / "clip", [frame] * 4, found)
+    labelled = tmp_path / "labelled"
+    write_folder(labelled, [frame] * 2, found)
+    row = measure_clip(HandTracker(estimator, smoothing=None), tmp_path / "clip", labelled, every=2)
+    assert (row["frames"], row["frames_with_hand"], row["labels"], row["matched"]) == (4, 4, 4, 4)
+    assert row["2d"] < 0.05
+
+
+def test_results_carry_a_stamp_and_round_numbers(tmp_path):
+    write_result(tmp_path / "a" / "result.json", {"error": 1 / 3, "rows": [{"x": 2 / 3}]})
+    stored = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert stored["error"] == 0.333333
+    assert stored["rows"] == [{"x": 0.666667}]
+    assert {"commit", "date", "processor", "cores", "python", "versions"} <= set(stored["stamp"])
