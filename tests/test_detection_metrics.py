@@ -104,7 +104,7 @@ def _frame(rows: list[tuple[float, bool]], hands: int) -> Outcome:
     scores = np.array([s for s, _ in rows], float)
     hit = np.array([h for _, h in rows], bool)
     yes = np.ones(len(rows), bool)
-    return Outcome(scores, hit, yes, yes, yes, np.where(hit, 0.8, 0.0), hands)
+    return Outcome(scores, hit, yes, yes, yes, yes, np.where(hit, 0.8, 0.0), hands)
 
 
 def test_recall_at_the_limit_of_false_alarms() -> None:
@@ -139,8 +139,18 @@ def test_a_perfect_detector_is_perfect_and_a_mirrored_one_has_no_side_right() ->
 
     report = evaluate(perfect, frames)
     assert (report.frames, report.hands, report.false_alarms) == (5, 10, 0)
-    assert report.ap50 == report.recall == report.recall_at_limit == report.side_accuracy == report.mean_iou == 1.0
-    assert evaluate(mirrored, frames).side_accuracy == 0.0
+    assert report.ap50 == report.recall == report.recall_at_limit == report.mean_iou == 1.0
+    assert report.side_accuracy_right == report.side_accuracy_left == 1.0
+    turned = evaluate(mirrored, frames)
+    assert turned.side_accuracy_right == turned.side_accuracy_left == 0.0
+
+
+def test_always_saying_right_does_not_look_good() -> None:
+    frame = Frame(np.zeros((90, 120, 3), np.uint8), _hands([HAND, ELSEWHERE], right=[True, False]))
+    report = evaluate(lambda _: _found((HAND, 0.9), (ELSEWHERE, 0.9)), [frame])
+    assert (report.side_accuracy_right, report.side_accuracy_left) == (1.0, 0.0)
+    only_right = Frame(frame.image, _hands([HAND]))
+    assert np.isnan(evaluate(lambda _: _found((HAND, 0.9)), [only_right]).side_accuracy_left)
 
 
 def test_frames_without_hands_have_no_recall() -> None:

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import platform
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ class Outcome:
     """The detections of one frame, surest first, against its hands.
 
     scores: (D,). hit: (D,) True where a detection found a trusted hand. counted: (D,) False where it lies on an
-    untrusted one. side_right: (D,) True where the side was right; meaningful where `side_known`. hands: trusted ones.
+    untrusted one. side_right: (D,) True where the side was right, and is_right: (D,) the true side; both
+    meaningful where `hit` and `side_known`. hands: number of trusted ones.
     """
 
     scores: NDArray[np.float64]
@@ -54,6 +56,7 @@ class Outcome:
     counted: NDArray[np.bool_]
     side_right: NDArray[np.bool_]
     side_known: NDArray[np.bool_]
+    is_right: NDArray[np.bool_]
     iou: NDArray[np.float64]
     hands: int
 
@@ -63,7 +66,8 @@ class DetectionReport:
     """Numbers over many frames; shares in [0, 1], NaN where nothing was there to be counted.
 
     `recall_at_limit` is the recall at one false alarm per 100 frames, `threshold_at_limit` the score that gives it;
-    the other numbers are at WORKING_THRESHOLD.
+    the other numbers are at WORKING_THRESHOLD. Sides are counted apart for true right and left hands: a detector
+    that always says "right" would look perfect on right hands alone.
     """
 
     frames: int
@@ -73,7 +77,8 @@ class DetectionReport:
     threshold_at_limit: float
     recall: float
     false_alarms: int
-    side_accuracy: float
+    side_accuracy_right: float
+    side_accuracy_left: float
     mean_iou: float
 
 
@@ -81,7 +86,7 @@ def match(detections: Sequence[Detection], hands: Hands, min_iou: float = MIN_IO
     """Give each detection, surest first, the free hand that it overlaps most, if by at least `min_iou`."""
     ordered = sorted(detections, key=lambda d: -d.score)
     count = len(ordered)
-    hit, side_right, side_known = (np.zeros(count, bool) for _ in range(3))
+    hit, side_right, side_known, is_right = (np.zeros(count, bool) for _ in range(4))
     counted, overlap = np.ones(count, bool), np.zeros(count)
     free = np.ones(len(hands), bool)
     for index, detection in enumerate(ordered):
@@ -94,11 +99,12 @@ def match(detections: Sequence[Detection], hands: Hands, min_iou: float = MIN_IO
             free[best] = False
             hit[index], overlap[index] = True, candidates[best]
             side_known[index] = hands.side_known[best]
+            is_right[index] = hands.right[best]
             side_right[index] = (detection.side == "right") == bool(hands.right[best])
         else:
             counted[index] = not _on_untrusted(detection, hands)
     scores = np.array([d.score for d in ordered], float)
-    return Outcome(scores, hit, counted, side_right, side_known, overlap, int(hands.trusted.sum()))
+    return Outcome(scores, hit, counted, side_right, side_known, is_right, overlap, int(hands.trusted.sum()))
 
 
 def _on_untrusted(detection: Detection, hands: Hands) -> bool:
@@ -124,7 +130,7 @@ def summarise(outcomes: Sequence[Outcome], false_alarms_per_frame: float = FALSE
     within = int(np.searchsorted(alarms, false_alarms_per_frame * len(outcomes), side="right"))
     working = scores >= WORKING_THRESHOLD
     at_work = [o.hit & (o.scores >= WORKING_THRESHOLD) for o in outcomes]
-    sides = _joined([o.side_right[w & o.side_known] for o, w in zip(outcomes, at_work, strict=True)])
+    sided = [(o, w & o.side_known) for o, w in zip(outcomes, at_work, strict=True)]
     overlaps = _joined([o.iou[w] for o, w in zip(outcomes, at_work, strict=True)])
     return DetectionReport(
         frames=len(outcomes),
@@ -134,8 +140,9 @@ def summarise(outcomes: Sequence[Outcome], false_alarms_per_frame: float = FALSE
         threshold_at_limit=float(scores[within - 1]) if within else 1.0,
         recall=_share(float((hit & working).sum()), hands),
         false_alarms=int((~hit & working).sum()),
-        side_accuracy=float(sides.mean()) if len(sides) else float("nan"),
-        mean_iou=float(overlaps.mean()) if len(overlaps) else float("nan"),
+        side_accuracy_right=_mean(_joined([o.side_right[w & o.is_right] for o, w in sided])),
+        side_accuracy_left=_mean(_joined([o.side_right[w & ~o.is_right] for o, w in sided])),
+        mean_iou=_mean(overlaps),
     )
 
 
@@ -160,6 +167,10 @@ def evaluate(detect: Detect, frames: Iterable[Frame]) -> DetectionReport:
 
 def _joined(parts: Sequence[NDArray]) -> NDArray:
     return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _mean(values: NDArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _share(part: float, whole: int) -> float:
@@ -248,6 +259,11 @@ def write_results(path: Path, reports: dict[str, DetectionReport], facts: dict[s
     path.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
 
 
+def _commit() -> str | None:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate an exported detector and write the results."""
     parser = argparse.ArgumentParser(prog="handmesh.evaluation.detection", description=main.__doc__)
@@ -265,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = full_report(args.model, args.data, args.clip, args.threads)
     facts = {
         "model": args.model.name,
+        "commit": _commit(),
         "sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
         "processor": platform.processor() or platform.machine(),
         "onnxruntime": onnxruntime.__version__,
