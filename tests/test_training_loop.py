@@ -6,6 +6,7 @@ import pytest
 import torch
 from samples import HandList, posed_hand, write_freihand
 
+from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.mixture import Mixture
 from handmesh.model.regressor import NetworkConfig, load_network
 from handmesh.training.config import PRESETS, TrainConfig
@@ -70,11 +71,18 @@ def test_command_line_needs_data(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_training_overfits_four_hands(tmp_path):
-    config = dataclasses.replace(TINY, samples=1600, batch_size=8, warmup=80, learning_rate=1e-3, ema_decay=0.9)
-    network = NetworkConfig(input_size=64)
-    run = trainer(tmp_path, dataclasses.replace(config, network=network))
-    run.run()
+def test_training_learns_four_hands_by_heart(tmp_path):
+    config = dataclasses.replace(
+        TINY,
+        network=NetworkConfig(input_size=64),
+        augment=NO_AUGMENT,
+        samples=640,
+        batch_size=8,
+        warmup=80,
+        learning_rate=1e-3,
+        ema_decay=0.9,
+    )
+    trainer(tmp_path, config).run()
     rows = np.genfromtxt(tmp_path / "synthetic.csv", delimiter=",", names=True)
     assert float(np.atleast_1d(rows["2d"])[-1]) < 0.08
-    assert float(np.atleast_1d(rows["pa_mpjpe_mm"])[-1]) < 12.0
+    assert float(np.atleast_1d(rows["pa_mpjpe_mm"])[-1]) < 8.0
