@@ -11,6 +11,7 @@ from handmesh.model.deploy import (
     export_hand_model,
     export_hand_network,
     fold,
+    load_torch_network,
     parity_mm,
     register_weights,
     runtime_parity_mm,
@@ -73,6 +74,9 @@ def test_exported_network_equals_torch_and_is_plain(tmp_path, crops):
     export_hand_network(folded, half, name="test")
     assert half.stat().st_size < 0.55 * path.stat().st_size
     assert runtime_parity_mm(folded, half, crops) < FLOAT16_TOLERANCE_MM
+
+    assert parity_mm(folded, load_torch_network(path), crops) < FOLD_TOLERANCE_MM
+    assert runtime_parity_mm(load_torch_network(half), half, crops) < RUNTIME_TOLERANCE_MM
 
 
 def test_exported_hand_model_equals_torch(tmp_path, crops):

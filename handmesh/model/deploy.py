@@ -27,12 +27,13 @@ from handmesh.assets import ASSETS, HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.model.hand_model import HandModel
-from handmesh.model.regressor import HandRegressor, load_network, wrist_relative_hand
+from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, wrist_relative_hand
 
 _log = logging.getLogger(__name__)
 
 HAND_OUTPUTS = ("rotations", "betas", "camera", "vertices", "joints", "joints_2d", "presence", "right")
 _OPSET = 18
+_HALF = "_float16"
 _SMALL_TENSOR = 256  # values; smaller ones stay float32
 
 
@@ -212,7 +213,7 @@ def _store_float16(model: onnx.ModelProto) -> None:
         if values.dtype != np.float32 or values.size < _SMALL_TENSOR or geometry:
             continue
         name = initializer.name
-        stored = numpy_helper.from_array(values.astype(np.float16), name + "_float16")
+        stored = numpy_helper.from_array(values.astype(np.float16), name + _HALF)
         initializer.CopyFrom(stored)
         casts.append(onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
@@ -239,8 +240,37 @@ def register_weights(folder: Path, name: str, file: Path, facts: dict[str, Any])
 
 
 def load_torch_network(path: Path) -> HandRegressor:
-    """A trained network, folded and ready for inference in torch. Errors as `load_network`."""
-    return fold(load_network(path))
+    """A folded network for inference in torch, from a training checkpoint or from what `export_hand_network` wrote.
+
+    Raises FileNotFoundError or ValueError as `load_network` does.
+    """
+    return _network_from_onnx(path) if path.suffix == ".onnx" else fold(load_network(path))
+
+
+def _network_from_onnx(path: Path) -> HandRegressor:
+    model = onnx.load(str(path))
+    described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
+    try:
+        meta = json.loads(described)
+        config = NetworkConfig(variant=meta["variant"], head=meta["head"], input_size=meta["input_size"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
+    network = fold(HandRegressor(config))
+    stored = {
+        initializer.name.removeprefix("network.").removesuffix(_HALF): numpy_helper.to_array(initializer)
+        for initializer in model.graph.initializer
+    }
+    state = {}
+    for key, value in network.state_dict().items():
+        found = stored.get(key)
+        if found is None:  # the exporter has transposed this weight and named it anew
+            candidates = [a for name, a in stored.items() if name.startswith("val_") and a.shape == value.shape[::-1]]
+            if len(candidates) != 1:
+                raise ValueError(f"{path} lacks the weight {key}: export the network again")
+            found = candidates[0].T
+        state[key] = torch.tensor(found, dtype=value.dtype)
+    network.load_state_dict(state)
+    return network
 
 
 def round_to_float16(network: HandRegressor) -> HandRegressor:
