@@ -37,6 +37,8 @@ def seasoned(variant: Variant, size: int = 64) -> HandRegressor:
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
         elif hasattr(module, "gamma"):
             torch.nn.init.normal_(module.gamma, 0.5, 0.2)  # pyright: ignore[reportArgumentType]
+    for parameter in network.parameters():  # the exporter would merge equal arrays, such as untrained biases
+        parameter.data.add_(torch.randn_like(parameter) * 0.01)
     return network.eval()
 
 

@@ -147,7 +147,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "hand_model": "handmesh-open"}
     meta |= {"variant": network.config.variant, "head": network.config.head}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    _export(_DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
+    export_graph(_DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
 
 
 def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None:
@@ -155,10 +155,10 @@ def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None
     module = _DeployedHandModel(HandModel(arrays or load_hand_model())).eval()
     example = (torch.eye(3).repeat(2, 16, 1, 1), torch.zeros(2, 10))
     outputs = ("vertices", "joints")
-    _export(module, example, ("rotations", "betas"), outputs, path, {"kind": "hand_model"}, float16=False)
+    export_graph(module, example, ("rotations", "betas"), outputs, path, {"kind": "hand_model"}, float16=False)
 
 
-def _export(
+def export_graph(
     module: nn.Module,
     example: tuple[torch.Tensor, ...],
     inputs: tuple[str, ...],
@@ -167,14 +167,19 @@ def _export(
     meta: dict[str, Any],
     *,
     float16: bool,
+    any_batch: bool = True,
 ) -> None:
+    """Write a module as one ONNX file whose metadata key `handmesh` holds `meta` as JSON; whole or not at all.
+
+    `any_batch` leaves the first axis of every input open; `float16` stores large parameters in half precision.
+    """
     with torch.no_grad():
         program = torch.onnx.export(
             module,
             example,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs},
+            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs} if any_batch else None,
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,

@@ -7,7 +7,6 @@ projected keypoints; it lives in the cell that holds the box's centre.
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from handmesh.atomic import written_whole
-from handmesh.model.deploy import _store_float16, _strip
+from handmesh.model.deploy import export_graph
 
 INPUT_WIDTH = 256
 INPUT_HEIGHT = 192
@@ -29,7 +27,6 @@ _FEATURE_LEVELS = (2, 3, 4)  # the backbone's maps at strides 8, 16 and 32
 _MAX_LOG_SIZE = 4.0  # a box is at most e^4 = 55 strides wide, more than any frame that the network sees
 _PRIOR = 0.02  # probability of a hand centre that an untrained cell answers (Lin et al., "Focal loss", 2017)
 _MEAN, _STD = 127.0, 128.0  # of EfficientNet-Lite's ImageNet training (TensorFlow TPU repository)
-_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -145,22 +142,6 @@ def export_detector(
     """
     if width % 32 or height % 32 or min(width, height) <= 0:
         raise ValueError(f"detector input must be multiples of 32, got {width}x{height}")
-    frame = torch.zeros(1, height, width, 3, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            deployed(model),
-            (frame,),
-            input_names=["frame"],
-            output_names=["heatmap", "boxes", "right"],
-            opset_version=_OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    _strip(proto)
-    _store_float16(proto)
     metadata = {
         "kind": "detector",
         "input_width": width,
@@ -168,7 +149,7 @@ def export_detector(
         "stride": STRIDE,
         "version": DETECTOR_VERSION,
     }
-    proto.metadata_props.add(key="handmesh", value=json.dumps(metadata))
-    with written_whole(Path(path)) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+    frame = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    outputs = ("heatmap", "boxes", "right")
+    export_graph(deployed(model), (frame,), ("frame",), outputs, Path(path), metadata, float16=True, any_batch=False)
     return Path(path)
