@@ -144,27 +144,18 @@ def _open_torch(path: Path, threads: int | None) -> Opened:
     try:
         import torch
 
-        from handmesh.model.deploy import load_torch_network
+        from handmesh.model.deploy import HAND_OUTPUTS, DeployedHand, load_torch_network
     except ImportError as error:
         raise ImportError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
     if threads is not None:
         torch.set_num_threads(threads)
     network = load_torch_network(path)
+    deployed = DeployedHand(network).eval()
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
-            head, vertices, joints = network(torch.from_numpy(inputs["crop"]))
-        outputs = {
-            "rotations": head.rotations,
-            "betas": head.betas,
-            "camera": head.camera,
-            "vertices": vertices,
-            "joints": joints,
-            "joints_2d": head.joints_2d,
-            "presence": head.presence.sigmoid(),
-            "right": head.right.sigmoid(),
-        }
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+            outputs = deployed(torch.from_numpy(inputs["crop"]))
+        return {name: tensor.numpy() for name, tensor in zip(HAND_OUTPUTS, outputs, strict=True)}
 
     return run, json.dumps({"kind": "hand", "input_size": network.config.input_size})
 

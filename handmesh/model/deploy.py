@@ -107,8 +107,8 @@ def parity_mm(network: HandRegressor, other: HandRegressor, crops: torch.Tensor)
     return float((network(crops).vertices - other(crops).vertices).norm(dim=-1).max()) * 1e3
 
 
-class _DeployedHand(nn.Module):
-    """What the exported graph computes; the order of outputs is HAND_OUTPUTS."""
+class DeployedHand(nn.Module):
+    """What users run, as a graph or in torch: crops (N, S, S, 3) uint8 -> HAND_OUTPUTS in their order."""
 
     def __init__(self, network: HandRegressor) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "hand_model": "handmesh-open"}
     meta |= {"variant": network.config.variant, "head": network.config.head}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    export_graph(_DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
+    export_graph(DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
 
 
 def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None:
