@@ -10,6 +10,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,18 +48,12 @@ class PhotoDataset:
         """
         self.hands: list[_Hand] = []
         for folder in folders:
-            labels = folder / "labels.json"
-            if not labels.is_file():
-                raise FileNotFoundError(f"no labels.json in {folder}")
-            entries = json.loads(labels.read_text())
             before = len(self.hands)
-            for name, entry in sorted(entries.items()):
-                image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+            for path, labels in trusted_labels(folder):
+                image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
                 if image is None:
-                    raise ValueError(f"cannot read image {folder / name}")
-                for hand in entry["hands"]:
-                    if hand["spread"] < WRONG_SPREAD:
-                        self.hands.append(_cut_out(image, hand, keep_3d=folder.name not in distorted))
+                    raise ValueError(f"cannot read image {path}")
+                self.hands += [_cut_out(image, label, keep_3d=folder.name not in distorted) for label in labels]
             _log.info("%s: %d hands", folder.name, len(self.hands) - before)
 
     def __len__(self) -> int:
@@ -74,6 +69,22 @@ class PhotoDataset:
             trust_2d=hand.trust,
             trust_3d=hand.trust,
         )
+
+
+def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
+    """Photos of a folder, in name order, with their hands' labels whose spread is below WRONG_SPREAD, if any.
+
+    Raises FileNotFoundError for a folder without labels.
+    """
+    file = folder / "labels.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no labels.json in {folder}")
+    photos = []
+    for name, entry in sorted(json.loads(file.read_text()).items()):
+        labels = [label for label in entry["hands"] if label["spread"] < WRONG_SPREAD]
+        if labels:
+            photos.append((folder / name, labels))
+    return photos
 
 
 def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool) -> _Hand:

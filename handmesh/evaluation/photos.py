@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.datasets.photos import WRONG_SPREAD
+from handmesh.datasets.photos import trusted_labels
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
 from handmesh.records import HandMesh, Side, box_iou, box_of_points
@@ -31,18 +30,17 @@ class LabelledHand:
 
 
 def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
-    """Photos of a folder with their trusted labels (spread below WRONG_SPREAD), in name order."""
-    entries = json.loads((folder / "labels.json").read_text())
-    photos = []
-    for name, entry in sorted(entries.items()):
-        hands = [
-            LabelledHand(np.asarray(hand["kp2d"], np.float64), np.asarray(hand["kp3d"], np.float64), hand["side"])
-            for hand in entry["hands"]
-            if hand["spread"] < WRONG_SPREAD
-        ]
-        if hands:
-            photos.append((folder / name, hands))
-    return photos
+    """Photos of a folder with their trusted labels, in name order. Errors as `trusted_labels`."""
+    return [
+        (
+            path,
+            [
+                LabelledHand(np.asarray(hand["kp2d"], np.float64), np.asarray(hand["kp3d"], np.float64), hand["side"])
+                for hand in labels
+            ],
+        )
+        for path, labels in trusted_labels(folder)
+    ]
 
 
 def measure_crops(estimator: HandMeshEstimator, folder: Path) -> dict[str, float]:
