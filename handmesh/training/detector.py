@@ -6,7 +6,6 @@ python -m handmesh.training.detector --data PHOTOS --run FOLDER [--rendered SET]
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from handmesh.model.deploy import register_weights
 from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
+from handmesh.training.curves import append_row
 from handmesh.training.warm_start import imagenet_weights
 
 logger = logging.getLogger(__name__)
@@ -230,13 +230,7 @@ class DetectorTrainer:
 
     def _record(self, row: dict[str, float]) -> None:
         row = {"seen": self.step * self.config.batch_size, **row}
-        path = self.folder / "log.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if is_new:
-                writer.writeheader()
-            writer.writerow({name: f"{value:.5g}" for name, value in row.items()})
+        append_row(self.folder / "log.csv", row, digits=5)
         logger.info(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
 
     def _restore(self, stored: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from handmesh.model.regressor import HandRegressor, save_network
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
+from handmesh.training.curves import append_row
 from handmesh.training.losses import training_loss
 
 _log = logging.getLogger(__name__)
@@ -186,13 +186,7 @@ class Trainer:
         if self.rank:
             return
         row = {"seen": self.seen, **row}
-        path = self.folder / name
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        append_row(self.folder / name, row)
         _log.info("%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in row.items()))
 
     def _save(self) -> None:
