@@ -1,9 +1,11 @@
-"""The command line: ``handmesh image|video|webcam`` for everybody, ``train`` and ``data`` with the `train` extra."""
+"""The command line: ``handmesh image|video|webcam`` for everybody, ``serve`` with the `web` extra, and ``train``,
+``export`` and ``data`` with the `train` extra."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handmesh.estimator import HandMeshEstimator
+    from handmesh.server.engine import Engine
+    from handmesh.server.source import ServerSource
     from handmesh.tracker import HandTracker
     from handmesh.video import FrameSource
 
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_image_options(commands.add_parser("image", help="draw the hands of pictures"), ())
     _add_video_options(commands.add_parser("video", help="draw the hands of a video"))
     _add_webcam_options(commands.add_parser("webcam", help="draw hands live, from a camera or a clip"))
+    _add_serve_options(commands.add_parser("serve", help="a web page and streams of hands (needs the web extra)"))
     groups: dict[tuple[str, ...], Any] = {(): commands}
     for words, (_, purpose) in TRAIN_COMMANDS.items():
         group, name = words[:-1], words[-1]
@@ -124,6 +129,27 @@ def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
     _add_common_options(parser)
     parser.set_defaults(run=_webcam)
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Serve a page that shows hands, pictures over HTTP, and streams over WebSocket and OSC."
+    parser.add_argument("--host", default="127.0.0.1", help="to bind; others than loopback need a token (%(default)s)")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes any that is free (%(default)s)")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("HANDMESH_TOKEN"),
+        help="that clients must know, of 16 or more letters and digits (the variable HANDMESH_TOKEN)",
+    )
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="let this site's pages use the server too"
+    )
+    parser.add_argument("--source", metavar="FILE|FOLDER|INDEX|sample", help="serve this camera's or clip's hands")
+    parser.add_argument("--osc", metavar="HOST:PORT", help="send the source's hands there by OSC")
+    parser.add_argument("--certificate", type=Path, metavar="PEM", help="for HTTPS, with --key")
+    parser.add_argument("--key", type=Path, metavar="PEM", help="for HTTPS, with --certificate")
+    parser.add_argument("--max-hands", type=_positive, default=2, metavar="N", help="of a stream (%(default)s)")
+    _add_common_options(parser)
+    parser.set_defaults(run=_serve)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -277,6 +303,52 @@ def _webcam(options: argparse.Namespace) -> int:
         f"{report.fps:.1f} frames a second; {stages}"
     )
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from handmesh.server.access import Access
+        from handmesh.server.app import create_app
+        from handmesh.server.engine import Engine
+        from handmesh.server.serve import Certificate, bind, page_url, run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "handmesh":
+            raise
+        raise ModuleNotFoundError(
+            f"to serve, install the web extra: pip install 'handmesh[web]' ({error.name} is missing)"
+        ) from error
+    if (options.certificate is None) != (options.key is None):
+        raise ValueError("HTTPS needs both --certificate and --key")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    certificate = Certificate(options.certificate, options.key) if options.key else None
+    access = Access(options.host, options.token, options.allow_origin)
+    with bind(options.host, options.port) as listening:
+        engine = Engine(_estimator(options), options.max_hands)
+        app = create_app(engine, access=access, source=_server_source(options, engine))
+        url = page_url(listening, access, https=certificate is not None)
+        run(
+            app,
+            listening,
+            certificate=certificate,
+            started=lambda: print(f"serving at {url} (Ctrl-C stops)", flush=True),
+        )
+    print("stopped")
+    return 0
+
+
+def _server_source(options: argparse.Namespace, engine: Engine) -> ServerSource | None:
+    from handmesh.server.osc import OscSender, parse_address
+    from handmesh.server.source import ServerSource
+    from handmesh.video import open_source
+
+    if options.source is None:
+        if options.osc is not None:
+            raise ValueError("--osc sends the hands of the server's own source: name it by --source")
+        return None
+    with open_source(options.source) as source:  # a wrong name is told now
+        name = source.name
+    osc = None if options.osc is None else OscSender(*parse_address(options.osc))
+    return ServerSource(engine, name, lambda: open_source(options.source), osc=osc)
 
 
 def _open_live_source(spec: str | None) -> FrameSource:

@@ -107,10 +107,14 @@ def read_picture(path: str | os.PathLike[str]) -> Frame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture {path}")
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    return decode_picture(path.read_bytes(), str(path))
+
+
+def decode_picture(data: bytes, name: str) -> Frame:
+    """The bytes of a picture file as `read_picture` gives it. Raises ValueError that names it by ``name``."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None:
-        raise ValueError(f"{path} cannot be read as a picture (known: {', '.join(IMAGE_SUFFIXES)}); is it damaged?")
+        raise ValueError(f"{name} cannot be read as a picture (known: {', '.join(IMAGE_SUFFIXES)}); is it damaged?")
     return _rgb(picture)
 
 

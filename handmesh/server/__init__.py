@@ -1,0 +1,1 @@
+"""`handmesh serve`: hands over HTTP, WebSocket and OSC, and a page that shows them. Needs the `web` extra."""

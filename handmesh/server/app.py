@@ -1,0 +1,278 @@
+"""The web application: pictures and recordings over HTTP, streams over WebSocket, and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response, WebSocket
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocketDisconnect
+
+import handmesh
+from handmesh.estimator import check_camera
+from handmesh.export import export_hands
+from handmesh.records import Camera
+from handmesh.server.access import SUBPROTOCOL, Access, Gate
+from handmesh.server.engine import Engine
+from handmesh.server.pictures import read_picture_bytes
+from handmesh.server.source import ServerSource, Viewer
+from handmesh.server.stream import Limits, Stream, greeting
+from handmesh.server.wire import HandFrame, decode_all, encode, frame_to_json, without_mesh
+
+PAGE = Path(__file__).parent / "page"
+
+MEDIA_TYPES = {
+    "json": "application/json",
+    "glb": "model/gltf-binary",
+    "obj": "model/obj",
+    "ply": "application/octet-stream",
+    "npz": "application/octet-stream",
+    "binary": "application/octet-stream",
+}
+FileFormat = Literal["json", "glb", "obj", "ply", "npz"]
+HandsFormat = Literal["json", "glb", "obj", "ply", "npz", "binary"]
+
+T = TypeVar("T")
+
+_BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_BUSY_CODE = 1013  # of WebSockets: try again later
+
+router = APIRouter(prefix="/v1")
+
+
+class Service:
+    """What the routes share: the engine, the server's own source, limits, and how many streams are open."""
+
+    def __init__(self, engine: Engine, source: ServerSource | None, limits: Limits) -> None:
+        self.engine, self.source, self.limits = engine, source, limits
+        self.streams = 0
+
+    async def close(self) -> None:
+        """Let the source and the engine's thread go."""
+        if self.source is not None:
+            await asyncio.to_thread(self.source.close)
+        await asyncio.to_thread(self.engine.close)
+
+
+def create_app(
+    engine: Engine,
+    *,
+    access: Access | None = None,
+    limits: Limits | None = None,
+    source: ServerSource | None = None,
+) -> FastAPI:
+    """The application on an engine, which it closes at its own end together with the source."""
+    access = access or Access()
+    service = Service(engine, source, limits or Limits())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="handmesh",
+        version=handmesh.__version__,
+        description="A picture in, 3D hand meshes out. Streams: see demos/README.md.",
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.add_middleware(Gate, access=access)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(access.origins), allow_headers=["Authorization", "Content-Type"]
+        )
+    return app
+
+
+@router.get("/info")
+async def info(request: Request) -> dict[str, Any]:
+    """What the server is: its version, its own source of frames if it has one, and its limits."""
+    service: Service = request.app.state.service
+    return {
+        "name": "handmesh",
+        "version": handmesh.__version__,
+        "source": None if service.source is None else service.source.name,
+        "max_hands": service.engine.max_hands,
+        "limits": asdict(service.limits),
+    }
+
+
+@router.post(
+    "/hands",
+    response_class=Response,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "A JPEG or PNG, as it is.",
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png")
+            },
+        }
+    },
+    responses={
+        200: {
+            "description": "The hands.",
+            "content": {kind: {} for kind in ("application/json", "model/gltf-binary", "application/octet-stream")},
+        },
+        404: {"description": "No hand was found, and the format cannot say so (all but json and binary)."},
+        413: {"description": "The picture has too many bytes."},
+        422: {"description": "The picture or an option cannot be used."},
+        503: {"description": "Too many requests are waiting."},
+    },
+)
+async def hands(
+    request: Request,
+    format: Annotated[HandsFormat, Query(description="json, a file of meshes, or the streams' binary")] = "json",
+    mesh: Annotated[bool, Query(description="with vertices and faces, in json and binary")] = True,
+    fx: Annotated[float | None, Query(description="focal length, px; give all four or none")] = None,
+    fy: float | None = None,
+    cx: float | None = None,
+    cy: float | None = None,
+) -> Response:
+    """The hands of one picture."""
+    service: Service = request.app.state.service
+    data = await read_body(request, service.limits.picture_bytes)
+    if service.engine.waiting >= service.limits.waiting:
+        raise HTTPException(503, "too many pictures are waiting: try again in a moment", {"Retry-After": "1"})
+
+    def work() -> tuple[bytes, str]:
+        picture = read_picture_bytes(data, service.limits.picture_pixels)
+        camera = _camera((fx, fy, cx, cy), picture)
+        found = service.engine.estimator(picture, camera=camera)[: service.engine.max_hands]
+        if not mesh:
+            found = [without_mesh(hand) for hand in found]
+        frame = HandFrame(found, check_camera(camera, picture), 0.0)
+        return (encode(frame), format) if format == "binary" else _file([frame], format)
+
+    content, kind = await _or_refuse(service.engine.run(work))
+    return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
+
+
+@router.post(
+    "/export",
+    response_class=Response,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "Binary messages of a stream, with meshes, one after another as they came.",
+            "content": {"application/octet-stream": _BYTES},
+        }
+    },
+    responses={200: {"description": "The file."}, 413: {"description": "The recording has too many bytes."}},
+)
+async def export(
+    request: Request,
+    format: Annotated[FileFormat, Query(description="one frame fits each; a clip json and glb")] = "glb",
+) -> Response:
+    """A file of what a stream sent: the hands of one frame, or of a clip."""
+    service: Service = request.app.state.service
+    data = await read_body(request, service.limits.export_bytes)
+
+    def work() -> tuple[bytes, str]:
+        return _file(list(decode_all(data, faces)), format)
+
+    faces = await service.engine.run(service.engine.faces)
+    content, kind = await _or_refuse(asyncio.to_thread(work))
+    return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
+
+
+@router.websocket("/stream")
+async def stream(socket: WebSocket) -> None:
+    """A client's frames in, their hands out: see `handmesh.server.stream`."""
+    service: Service = socket.app.state.service
+    async with _greeted(socket, service) as welcome:
+        if welcome:
+            await Stream(socket, service.engine, service.limits).serve()
+
+
+@router.websocket("/source")
+async def source(socket: WebSocket) -> None:
+    """The hands of the server's own camera or clip."""
+    service: Service = socket.app.state.service
+    async with _greeted(socket, service) as welcome:
+        if welcome and service.source is None:
+            await socket.close(1008, "this server has no source of its own: start it with --source")
+        elif welcome and service.source is not None:
+            await Viewer(socket, service.source).serve()
+
+
+@asynccontextmanager
+async def _greeted(socket: WebSocket, service: Service) -> AsyncIterator[bool]:
+    """Accept, greet and count a client, and give True; turn it away and give False where too many are there."""
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    if service.streams >= service.limits.streams:
+        await socket.close(_BUSY_CODE, f"{service.streams} streams are open, no more are allowed")
+        yield False
+        return
+    service.streams += 1
+    try:
+        with contextlib.suppress(WebSocketDisconnect):  # while it is greeted
+            faces = await service.engine.run(service.engine.faces)
+            await socket.send_json(greeting(faces, None if service.source is None else service.source.name))
+            yield True
+    finally:
+        service.streams -= 1
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request, or 413 as soon as it is longer than ``limit`` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise HTTPException(413, f"at most {limit} bytes are taken")
+    return bytes(body)
+
+
+def _camera(intrinsics: Sequence[float | None], picture: np.ndarray) -> Camera | None:
+    given = [value for value in intrinsics if value is not None]
+    if not given:
+        return None
+    if len(given) < 4:
+        raise ValueError("give all four of fx, fy, cx and cy, or none")
+    return Camera(*given, width=picture.shape[1], height=picture.shape[0])
+
+
+def _file(frames: Sequence[HandFrame], kind: str) -> tuple[bytes, str]:
+    """The bytes of a file of one frame or of a clip, and its kind again."""
+    if len(frames) != 1:
+        raise ValueError("a clip cannot be written yet")
+    (frame,) = frames
+    if kind == "json":
+        return json.dumps(frame_to_json(frame), separators=(",", ":")).encode(), kind
+    if not frame.hands:
+        raise LookupError("there is no hand in the picture")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"hands.{kind}"
+        export_hands(frame.hands, path)
+        return path.read_bytes(), kind
+
+
+async def _or_refuse(work: Awaitable[T]) -> T:
+    """The result of work, whose complaints about what the client sent become HTTP's."""
+    try:
+        return await work
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    except LookupError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _as_file(kind: str, name: str) -> dict[str, str] | None:
+    return None if kind in ("json", "binary") else {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
