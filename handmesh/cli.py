@@ -156,6 +156,11 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "torch"], default="onnxruntime")
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
+    parser.add_argument(
+        "--camera",
+        metavar="FILE|FX,FY,CX,CY,W,H",
+        help="intrinsics, as a file by OpenCV, ROS or COLMAP (assumed: a field of view of 60 degrees)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -194,8 +199,12 @@ def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
 
 def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
     from handmesh.estimator import HandMeshEstimator
+    from handmesh.intrinsics import parse_camera
 
-    return HandMeshEstimator.from_pretrained(options.weights, runtime=options.runtime, threads=options.threads)
+    camera = None if options.camera is None else parse_camera(options.camera)
+    estimator = HandMeshEstimator.from_pretrained(options.weights, runtime=options.runtime, threads=options.threads)
+    estimator.camera = camera
+    return estimator
 
 
 def _tracker(options: argparse.Namespace) -> HandTracker:

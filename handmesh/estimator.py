@@ -67,6 +67,8 @@ class HandMeshEstimator:
             raise ValueError(f"presence_threshold must lie between 0 and 1 but is {presence_threshold}")
         self.detector = detector
         self.presence_threshold = presence_threshold
+        self.camera: Camera | None = None
+        """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
         self._network = network
         self._pose_graph = pose_graph
         self._faces = np.asarray(faces, np.int32)
@@ -117,14 +119,15 @@ class HandMeshEstimator:
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
         for detected hands, the network may overrule: a hand that it takes for the other side is run again as such,
-        and the surer of the two runs is kept. Without ``camera`` a field of view of 60 degrees across the longer side
-        is assumed, and ``HandMesh.camera.assumed`` says so.
+        and the surer of the two runs is kept. Without ``camera`` that of the attribute `camera` is used; where there is
+        none either, a field of view of 60 degrees across the longer side is assumed, and ``HandMesh.camera.assumed``
+        says so.
 
         Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
         or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
         """
         frame = check_frame(frame_rgb)
-        camera = check_camera(camera, frame)
+        camera = check_camera(camera, frame, self.camera)
         if boxes is not None:
             wanted = _check_boxes(boxes, frame)
             given = _check_sides(sides, len(wanted))
@@ -268,12 +271,20 @@ def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.concatenate([middle - half, middle + half])
 
 
-def check_camera(camera: Camera | None, frame: NDArray[np.uint8]) -> Camera:
-    """The camera of a frame, assumed where it is None.
+def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camera | None = None) -> Camera:
+    """The camera of a frame: where it is None, ``default`` resized to the frame, or an assumed one.
 
-    Raises ``TypeError`` for what is no `Camera` and ``ValueError`` for one of another frame size.
+    Raises ``TypeError`` for what is no `Camera` and ``ValueError`` for one of another frame size, or for a default
+    whose frames have other proportions.
     """
     height, width = frame.shape[:2]
+    if camera is None and default is not None:
+        if abs(default.width * height - default.height * width) > max(width, height, default.width, default.height):
+            raise ValueError(
+                f"the camera's intrinsics are for frames of {default.width} x {default.height}, but this frame has "
+                f"{width} x {height}, which is no resized one: calibrate the camera at this frame size"
+            )
+        return default if (default.width, default.height) == (width, height) else default.resized(width, height)
     if camera is None:
         return Camera.from_fov(width, height)
     if not isinstance(camera, Camera):

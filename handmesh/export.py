@@ -9,7 +9,7 @@ suffix   what is in it
          a hand, called right_0, left_1, ...
 .json    everything, see `to_json`
 .npz     everything, the fields of `HandMesh` by name with a leading axis of hands; `camera` is fx, fy, cx, cy, width,
-         height in px; `track_id` is -1 where there is none
+         height in px, `camera_distortion` OpenCV's eight coefficients; `track_id` is -1 where there is none
 =======  ==============================================================================================================
 """
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 JSON_VERSION = 1
 _ARRAYS = ("box", "vertices", "joints", "translation", "joints_2d", "global_orient", "hand_pose", "betas", "faces")
+_SURFACE = ("vertices", "faces")
 _T_GLTF_CAM = np.diag([1.0, -1.0, -1.0])
 
 
@@ -58,35 +59,37 @@ def export_hands(hands: Sequence[HandMesh], path: str | os.PathLike[str]) -> Non
         writer(hands, temporary)
 
 
-def to_json(hands: Sequence[HandMesh]) -> dict[str, Any]:
-    """The hands as what a .json file holds.
+def to_json(hands: Sequence[HandMesh], *, mesh: bool = True) -> dict[str, Any]:
+    """The hands of a frame as what a .json file holds; `handmesh/assets/hands.schema.json` is its JSON Schema.
 
     ``format`` is "handmesh" and ``version`` grows when a field changes its meaning. ``units`` and ``axes`` say the
     conventions, ``keypoint_names`` and ``rotation_names`` the orders. ``hands`` is a list of objects with the fields
     of `HandMesh`: ``side``, ``score``, ``side_score``, ``track_id`` (or null), ``camera`` (an object: fx, fy, cx, cy,
-    width, height px, and ``assumed``), ``box`` (x1, y1, x2, y2 px), ``vertices`` and ``joints`` (metres from the
-    wrist), ``translation`` (the wrist in the camera), ``joints_2d`` (px), ``global_orient``, ``hand_pose`` and
-    ``betas``, ``faces`` (vertex indices).
+    width, height px, ``assumed`` and OpenCV's ``distortion``), ``box`` (x1, y1, x2, y2 px), ``vertices`` and
+    ``joints`` (metres from the wrist), ``translation`` (the wrist in the camera), ``joints_2d`` (px),
+    ``global_orient``, ``hand_pose`` and ``betas``, ``faces`` (vertex indices). Without ``mesh`` vertices and faces
+    are left out: about 4 kB a hand instead of 120.
     """
     return {
         "format": "handmesh",
         "version": JSON_VERSION,
-        "units": {"length": "metre", "angle": "radian", "image": "pixel, integer centres"},
+        "units": {"length": "metre", "angle": "radian", "image": "pixel, integer centres", "time": "second"},
         "axes": "camera: x right, y down, z forward; a point lies at vertices + translation",
         "keypoint_names": list(KEYPOINTS),
         "rotation_names": list(MANO_JOINTS),
-        "hands": [_hand_to_json(hand) for hand in hands],
+        "hands": [hand_to_json(hand, mesh=mesh) for hand in hands],
     }
 
 
-def _hand_to_json(hand: HandMesh) -> dict[str, Any]:
+def hand_to_json(hand: HandMesh, *, mesh: bool = True) -> dict[str, Any]:
+    """One entry of the list ``hands`` of `to_json`."""
     return {
         "side": hand.side,
         "score": float(hand.score),
         "side_score": float(hand.side_score),
         "track_id": hand.track_id,
         "camera": asdict(hand.camera),
-        **{name: _shortest(getattr(hand, name)) for name in _ARRAYS},
+        **{name: _shortest(getattr(hand, name)) for name in _ARRAYS if mesh or name not in _SURFACE},
     }
 
 
@@ -109,6 +112,7 @@ def _write_npz(hands: Sequence[HandMesh], path: Path) -> None:
     arrays["side_score"] = np.array([hand.side_score for hand in hands], np.float32)
     arrays["track_id"] = np.array([-1 if hand.track_id is None else hand.track_id for hand in hands])
     arrays["camera"] = np.array([[c.fx, c.fy, c.cx, c.cy, c.width, c.height] for c in cameras])
+    arrays["camera_distortion"] = np.array([[*c.distortion, *(0.0,) * (8 - len(c.distortion))] for c in cameras])
     arrays["camera_assumed"] = np.array([c.assumed for c in cameras])
     np.savez_compressed(path, **arrays)
 

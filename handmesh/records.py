@@ -7,12 +7,17 @@ pixel (0, 0) lies at (0, 0)), camera axes x right, y down, z forward.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from handmesh import distortion as lens
 
 if TYPE_CHECKING:
     import trimesh
@@ -101,9 +106,10 @@ def box_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion: focal lengths and centre in pixels of a ``width`` x ``height`` frame.
+    """A camera: focal lengths and centre in pixels of a ``width`` x ``height`` frame, and its lens's distortion.
 
     ``assumed`` is true where nobody measured the intrinsics: then depths hold only up to the guessed focal length.
+    ``distortion`` holds OpenCV's k1, k2, p1, p2[, k3[, k4, k5, k6]]; none for a pinhole.
     """
 
     fx: float
@@ -113,6 +119,7 @@ class Camera:
     width: int
     height: int
     assumed: bool = False
+    distortion: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in ("fx", "fy", "cx", "cy", "width", "height")}
@@ -124,6 +131,13 @@ class Camera:
         for name in ("width", "height"):
             if values[name] != int(values[name]) or values[name] < 1:
                 raise ValueError(f"Camera.{name} must be a positive whole number but is {values[name]}")
+        coefficients = tuple(float(value) for value in self.distortion)
+        if len(coefficients) not in lens.LENGTHS or not all(map(math.isfinite, coefficients)):
+            raise ValueError(
+                "Camera.distortion must be OpenCV's k1, k2, p1, p2[, k3[, k4, k5, k6]], all finite, or empty, but is "
+                f"{list(coefficients)}"
+            )
+        object.__setattr__(self, "distortion", coefficients if any(coefficients) else ())
 
     @classmethod
     def from_fov(cls, width: int, height: int, fov_deg: float = DEFAULT_FOV_DEG) -> Camera:
@@ -132,6 +146,13 @@ class Camera:
             raise ValueError(f"fov_deg must lie between 0 and 180 degrees but is {fov_deg}")
         focal = 0.5 * max(width, height) / math.tan(0.5 * math.radians(fov_deg))
         return cls(focal, focal, 0.5 * (width - 1), 0.5 * (height - 1), width, height, assumed=True)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Camera:
+        """The camera of an intrinsics file by OpenCV, ROS, COLMAP or ``handmesh calibrate``; see `load_camera`."""
+        from handmesh.intrinsics import load_camera
+
+        return load_camera(path)
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -142,29 +163,39 @@ class Camera:
         """Points (..., 3) in camera axes to pixels (..., 2). Points at or behind the camera plane give NaN."""
         points = np.asarray(points, np.float64)
         z = np.where(points[..., 2:] > 0.0, points[..., 2:], np.nan)
-        return points[..., :2] / z * (self.fx, self.fy) + (self.cx, self.cy)
+        xy = points[..., :2] / z
+        if self.distortion:
+            xy = lens.distort(xy, tuple(self.distortion), self._valid_radius)
+        return xy * (self.fx, self.fy) + (self.cx, self.cy)
 
     def rays(self, points_px: ArrayLike) -> NDArray[np.float64]:
         """Pixels (..., 2) to rays (..., 3) of depth 1, so that ``project(depth * rays(p)) == p``."""
         xy = (np.asarray(points_px, np.float64) - (self.cx, self.cy)) / (self.fx, self.fy)
+        if self.distortion:
+            xy = lens.undistort(xy, tuple(self.distortion), self._valid_radius)
         return np.concatenate([xy, np.ones_like(xy[..., :1])], axis=-1)
 
     def resized(self, width: int, height: int) -> Camera:
         """The same camera when its frames are resized to ``width`` x ``height``."""
         sx, sy = width / self.width, height / self.height
-        return Camera(
-            self.fx * sx,
-            self.fy * sy,
-            (self.cx + 0.5) * sx - 0.5,
-            (self.cy + 0.5) * sy - 0.5,
-            width,
-            height,
-            self.assumed,
+        return replace(
+            self,
+            fx=self.fx * sx,
+            fy=self.fy * sy,
+            cx=(self.cx + 0.5) * sx - 0.5,
+            cy=(self.cy + 0.5) * sy - 0.5,
+            width=width,
+            height=height,
         )
 
     def mirrored(self) -> Camera:
         """The camera that sees the mirrored frame ``frame[:, ::-1]``."""
-        return Camera(self.fx, self.fy, self.width - 1 - self.cx, self.cy, self.width, self.height, self.assumed)
+        k = tuple(self.distortion)
+        return replace(self, cx=self.width - 1 - self.cx, distortion=(*k[:3], -k[3], *k[4:]) if k else ())
+
+    @cached_property
+    def _valid_radius(self) -> float:
+        return lens.valid_radius(tuple(self.distortion))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +252,11 @@ def _still_scene(hands: Sequence[HandMesh], turn_deg: float) -> Any:
         material = pyrender.MetallicRoughnessMaterial(
             baseColorFactor=(red, green, blue, 1.0), metallicFactor=0.1, roughnessFactor=0.55
         )
-        surface = trimesh.Trimesh((vertices - center) @ turn.T + center, hand.faces, process=False)
+        vertices = (vertices - center) @ turn.T + center
+        if camera.distortion:  # OpenGL has no lens: move the points to where a pinhole sees them at the same pixels
+            pinhole = replace(camera, distortion=())
+            vertices = vertices[:, 2:] * pinhole.rays(camera.project(vertices))
+        surface = trimesh.Trimesh(vertices, hand.faces, process=False)
         scene.add(pyrender.Mesh.from_trimesh(surface, material=material, smooth=True), pose=flip)
     scene.add(
         # OpenGL's pixel centres lie at halves, ours at integers.

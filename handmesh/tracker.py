@@ -142,7 +142,7 @@ class HandTracker:
         the tracker then stays as it was. Times must increase: call `reset` before another video.
         """
         frame = check_frame(frame_rgb)
-        camera = check_camera(camera, frame)
+        camera = check_camera(camera, frame, self._estimator.camera)
         dt_s = self._check_time(timestamp_s)
         self._forget_what_is_stale(frame, dt_s)
         self._time_s, self._frame_size = float(timestamp_s), frame.shape[:2]

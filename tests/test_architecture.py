@@ -26,7 +26,9 @@ LAYERS = {
     "assets": 1,
     "raster": 1,
     "normals": 0,
+    "distortion": 0,
     "placement": 2,
+    "intrinsics": 2,
     "runtime": 2,
     "smoothing": 2,
     "render": 2,
@@ -45,6 +47,7 @@ LAYERS = {
 # Imports inside a function that go up on purpose.
 UPWARD = {
     ("records", "export"),  # HandMesh.save hands the record to its writer
+    ("records", "intrinsics"),  # Camera.from_file
     ("runtime", "model"),  # runtime="torch" runs the network as training saved it
 }
 

@@ -16,7 +16,9 @@ import pytest
 from handmesh import cli, live, video
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator
+from handmesh.intrinsics import save_camera
 from handmesh.live import LiveSession
+from handmesh.records import Camera
 from handmesh.tracker import HandTracker
 from handmesh.video import CameraLostError, FrameSource, VideoWriter, open_source, read_picture, write_picture
 
@@ -304,3 +306,13 @@ def test_display_problem_is_named(monkeypatch):
     assert "no display" in str(live.display_problem())
     monkeypatch.setenv("DISPLAY", ":987")  # nobody serves it
     assert "cannot open a window" in str(live.display_problem())
+
+
+def test_a_camera_file_goes_with_every_frame(workplace, estimator, capsys):
+    write_picture(workplace / "a.png", hand_frame())
+    save_camera("camera.yaml", Camera(900.0, 900.0, 159.5, 127.5, 320, 256))
+    assert main(["image", "a.png", "--save", "hand.json", "--camera", "camera.yaml"]) == 0
+    (hand,) = json.loads((workplace / "hand.json").read_text())["hands"]
+    assert (hand["camera"]["fx"], hand["camera"]["assumed"]) == (900.0, False)
+    assert main(["image", "a.png", "--camera", "nowhere.yaml"]) == 1
+    assert "there is no camera file nowhere.yaml" in capsys.readouterr().err

@@ -334,3 +334,15 @@ def test_opening_without_a_detector_and_with_a_foreign_hand_model(stub_folder, f
     )
     with pytest.raises(ValueError, match="open the estimator with the hand model that the network was trained on"):
         opened(frame, boxes=[BOX])
+
+
+def test_a_default_camera_serves_frames_of_its_proportions(estimator, dim_frame):
+    camera = Camera(1800.0, 1800.0, 639.5, 511.5, 1280, 1024)
+    frame = graphs.draw_hand(dim_frame, (320, 256), 128)
+    estimator.camera = camera
+    (hand,) = estimator(frame)
+    assert hand.camera == camera.resized(640, 512)
+    given = Camera(700.0, 700.0, 319.5, 255.5, 640, 512)
+    assert estimator(frame, camera=given)[0].camera is given
+    with pytest.raises(ValueError, match=r"1280 x 1024.*640 x 400.*calibrate"):
+        estimator(frame[:400])

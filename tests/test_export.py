@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import jsonschema
 import numpy as np
 import pytest
 import trimesh
 from hands import sphere_hand
 
 from handmesh import export
+from handmesh.assets import ASSETS
 from handmesh.export import WRITERS, export_hand, export_hands
 from handmesh.records import Camera, HandMesh
 
+LENS_CAMERA = Camera(500.0, 505.0, 319.5, 239.5, 640, 480, distortion=(-0.1, 0.02, 1e-3, -1e-3, 0.01))
 HANDS = [
-    sphere_hand("right", (-0.1, 0.02, 0.5), (0.03, 0.05, 0.02), track_id=7),
+    sphere_hand("right", (-0.1, 0.02, 0.5), (0.03, 0.05, 0.02), LENS_CAMERA, track_id=7),
     sphere_hand("left", (0.1, -0.02, 0.7), (0.02, 0.04, 0.03)),
 ]
 TEXT_PRECISION_M = 1e-7  # .obj has eight decimals
@@ -59,6 +62,22 @@ def test_json_gives_every_field_back_to_the_last_bit(tmp_path):
         assert_equal_hands(HandMesh(**record), hand)
 
 
+@pytest.mark.parametrize("mesh", [True, False])
+def test_json_keeps_its_documented_schema(mesh):
+    schema = json.loads((ASSETS / "hands.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = json.loads(json.dumps(export.to_json(HANDS, mesh=mesh)))
+    validator.validate(document)
+    assert ("vertices" in document["hands"][0]) == mesh
+    known = schema["$defs"]["hand"]["properties"].keys()
+    assert mesh == (document["hands"][0].keys() == known)
+    assert schema["$defs"]["camera"]["properties"].keys() == document["hands"][0]["camera"].keys()
+    document["hands"][0]["betas"] = [0.0]
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(document)
+
+
 def test_npz_gives_every_field_back(tmp_path):
     export_hands(HANDS, tmp_path / "hands.npz")
     with np.load(tmp_path / "hands.npz") as content:  # no pickles inside
@@ -67,7 +86,10 @@ def test_npz_gives_every_field_back(tmp_path):
         record = {name: values[number] for name, values in arrays.items()}
         assumed = bool(record.pop("camera_assumed"))
         fx, fy, cx, cy, width, height = record["camera"].tolist()
-        record["camera"] = Camera(fx, fy, cx, cy, int(width), int(height), assumed)
+        lens = tuple(record.pop("camera_distortion"))
+        assert not any(lens[len(hand.camera.distortion) :])
+        lens = lens[: len(hand.camera.distortion)]
+        record["camera"] = Camera(fx, fy, cx, cy, int(width), int(height), assumed, lens)
         record["side"] = str(record["side"])
         record["track_id"] = None if record["track_id"] < 0 else int(record["track_id"])
         assert_equal_hands(HandMesh(**record), hand)

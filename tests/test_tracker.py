@@ -223,6 +223,7 @@ class ScriptedEstimator:
 
     presence_threshold = 0.5
     detector = "scripted"
+    camera = None
 
     def __init__(self, pattern: HandMesh) -> None:
         self.pattern, self.found, self.see, self.seen = pattern, [], self.hand_at, []

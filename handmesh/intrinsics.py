@@ -1,0 +1,214 @@
+"""Camera intrinsics in files: OpenCV's FileStorage (.yaml, .yml, .xml), ROS's camera_info, COLMAP's cameras.txt.
+
+All of them become a `Camera` with integer pixel centres; COLMAP counts them at halves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handmesh.atomic import written_whole
+from handmesh.records import Camera
+
+MATRIX_KEYS = ("camera_matrix", "cameraMatrix", "Camera_Matrix", "intrinsic_matrix", "intrinsics", "K", "M1", "mtx")
+DISTORTION_KEYS = (
+    "distortion_coefficients",
+    "Distortion_Coefficients",
+    "distCoeffs",
+    "dist_coeffs",
+    "distortion",
+    "dist",
+    "D",
+    "D1",
+)
+WIDTH_KEYS = ("image_width", "image_Width", "width", "calibImageWidth")
+HEIGHT_KEYS = ("image_height", "image_Height", "height", "calibImageHeight")
+
+PINHOLE_LENSES = ("plumb_bob", "rational_polynomial", "radtan", "opencv")
+"""Names that ROS and Kalibr give to distortion as `Camera` knows it."""
+
+#: COLMAP's camera models (its src/colmap/sensor/models.h) that a `Camera` can express, with their parameters' order.
+COLMAP_MODELS: dict[str, tuple[str, ...]] = {
+    "SIMPLE_PINHOLE": ("f", "cx", "cy"),
+    "PINHOLE": ("fx", "fy", "cx", "cy"),
+    "SIMPLE_RADIAL": ("f", "cx", "cy", "k1"),
+    "RADIAL": ("f", "cx", "cy", "k1", "k2"),
+    "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
+    "FULL_OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+}
+_DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+
+
+def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> Camera:
+    """Read a camera.
+
+    A ``.txt`` is COLMAP's ``cameras.txt`` (``camera_id`` picks one of several); ``.yaml``, ``.yml``, ``.xml`` and
+    ``.json`` are read by OpenCV's FileStorage, under the usual names (`MATRIX_KEYS` and the others), or are ROS's
+    camera_info. They must say the size of the frame that the intrinsics belong to.
+
+    Raises ``FileNotFoundError`` if there is no such file and ``ValueError`` if it cannot be read, lacks something or
+    describes a lens that is no pinhole with Brown-Conrady distortion (a fisheye: undistort its frames first).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no camera file {path}: `handmesh calibrate` makes one")
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".yaml", ".yml", ".xml", ".json"):
+        raise ValueError(
+            f"cannot read a camera from {path.name!r}: OpenCV's and ROS's files end in .yaml, .yml, .xml or .json, "
+            "COLMAP's is cameras.txt"
+        )
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return _parse_colmap(text, camera_id) if suffix == ".txt" else _parse_storage(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str, float | str] | None = None) -> None:
+    """Write a camera in OpenCV's FileStorage format, with more numbers or words under their own keys.
+
+    Raises ``ValueError`` unless the suffix is .yaml, .yml, .xml or .json.
+    """
+    import cv2
+
+    path = Path(path)
+    if path.suffix.lower() not in (".yaml", ".yml", ".xml", ".json"):
+        raise ValueError(f"cannot write a camera to {path.name!r}: its suffix must be .yaml, .yml, .xml or .json")
+    with written_whole(path) as temporary:
+        storage = cv2.FileStorage(str(temporary), cv2.FILE_STORAGE_WRITE)
+        storage.write("image_width", camera.width)
+        storage.write("image_height", camera.height)
+        storage.write("camera_matrix", camera.matrix)
+        storage.write("distortion_coefficients", np.array(camera.distortion or (0.0,) * 5)[None])
+        for key, value in (comments or {}).items():
+            storage.write(key, value)
+        storage.release()
+
+
+def parse_camera(text: str) -> Camera:
+    """A camera from a command line: a file's path, or ``FX,FY,CX,CY,WIDTH,HEIGHT`` in pixels."""
+    parts = text.split(",")
+    if len(parts) == 1:
+        return load_camera(text)
+    try:
+        fx, fy, cx, cy, width, height = (float(part) for part in parts)
+    except ValueError as error:
+        raise ValueError(f"a camera is a file or FX,FY,CX,CY,WIDTH,HEIGHT (six numbers), not {text!r}") from error
+    return Camera(fx, fy, cx, cy, int(width), int(height))
+
+
+def _parse_colmap(text: str, camera_id: int | None) -> Camera:
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    cameras = {fields[0]: fields for fields in lines}
+    if not cameras:
+        raise ValueError("it names no camera; a line of COLMAP's cameras.txt is CAMERA_ID MODEL WIDTH HEIGHT PARAMS...")
+    if camera_id is None and len(cameras) > 1:
+        raise ValueError(
+            f"it holds {len(cameras)} cameras ({', '.join(cameras)}): give camera_id, or keep the line of one"
+        )
+    fields = cameras.get(str(camera_id)) if camera_id is not None else next(iter(cameras.values()))
+    if fields is None:
+        raise ValueError(f"it has no camera {camera_id}; it has {', '.join(cameras)}")
+    model = fields[1] if len(fields) > 1 else ""
+    if model not in COLMAP_MODELS:
+        raise ValueError(
+            f"the camera model {model!r} is not one of {', '.join(COLMAP_MODELS)}: undistort the pictures first "
+            "(colmap image_undistorter)"
+        )
+    names = COLMAP_MODELS[model]
+    try:
+        width, height = int(fields[2]), int(fields[3])
+        given = dict(zip(names, (float(value) for value in fields[4:]), strict=True))
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"the line {' '.join(fields)!r} must be CAMERA_ID {model} WIDTH HEIGHT {' '.join(names)}"
+        ) from error
+    focal = given.get("f", 0.0)
+    coefficients = [given.get(name, 0.0) for name in _DISTORTION]
+    # The centre of COLMAP's first pixel lies at (0.5, 0.5), ours at (0, 0).
+    return Camera(
+        given.get("fx", focal),
+        given.get("fy", focal),
+        given["cx"] - 0.5,
+        given["cy"] - 0.5,
+        width,
+        height,
+        distortion=tuple(coefficients),
+    )
+
+
+def _parse_storage(text: str) -> Camera:
+    import cv2
+
+    try:
+        storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+    except (cv2.error, SystemError) as error:  # OpenCV's own error may arrive wrapped
+        raise ValueError("it cannot be read as OpenCV's FileStorage; is it YAML, XML or JSON?") from error
+    root = storage.root()
+    if not root.isMap():
+        raise ValueError("it cannot be read as OpenCV's FileStorage; is it YAML, XML or JSON?")
+    lens = _node(root, ("distortion_model", "camera_model"))
+    if lens is not None and lens.isString() and lens.string() not in ("", *PINHOLE_LENSES, "pinhole"):
+        raise ValueError(
+            f"its lens is {lens.string()!r}, but only {', '.join(PINHOLE_LENSES)} are known: undistort the frames first"
+        )
+    matrix = _numbers(root, MATRIX_KEYS)
+    if matrix is None or matrix.size not in (4, 9):
+        raise ValueError(f"it has no 3 x 3 camera matrix under {', '.join(MATRIX_KEYS)}; it has {_keys(root)}")
+    if matrix.size == 4:  # Kalibr's fx, fy, cx, cy
+        fx, fy, cx, cy = matrix.tolist()
+    else:
+        K = matrix.reshape(3, 3)
+        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    width, height = _size(root)
+    distortion = _numbers(root, DISTORTION_KEYS)
+    coefficients = [] if distortion is None else distortion.tolist()
+    if len(coefficients) > 8 and not any(coefficients[8:]):
+        coefficients = coefficients[:8]
+    return Camera(float(fx), float(fy), float(cx), float(cy), width, height, distortion=tuple(coefficients))
+
+
+def _size(root: Any) -> tuple[int, int]:
+    width, height = _node(root, WIDTH_KEYS), _node(root, HEIGHT_KEYS)
+    if width is not None and height is not None:
+        return int(width.real()), int(height.real())
+    pair = _numbers(root, ("image_size", "imageSize", "img_shape", "resolution"))
+    if pair is None or pair.size != 2:
+        raise ValueError(
+            f"it does not say the size of its frames: add image_width and image_height (it has {_keys(root)})"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _node(root: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        node = root.getNode(key)
+        if not node.empty():
+            return node
+    return None
+
+
+def _numbers(root: Any, keys: tuple[str, ...]) -> np.ndarray | None:
+    """A matrix, a (nested) list or ROS's {rows, cols, data} as a flat array."""
+    node = _node(root, keys)
+    if node is None:
+        return None
+    if node.isMap() and node.getNode("dt").empty() and not node.getNode("data").empty():
+        node = node.getNode("data")
+    if node.isMap():
+        matrix = node.mat()
+        return None if matrix is None else np.asarray(matrix, np.float64).ravel()
+    if node.isSeq():
+        rows = [node.at(i) for i in range(node.size())]
+        items = [row.at(i) for row in rows for i in range(row.size())] if rows and rows[0].isSeq() else rows
+        return np.array([item.real() for item in items])
+    return None
+
+
+def _keys(root: Any) -> str:
+    return ", ".join(root.keys()) or "nothing"

@@ -1,0 +1,141 @@
+"""Cameras from files: every format gives the same camera back, and a bad file says what it lacks."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from handmesh import Camera
+from handmesh.intrinsics import load_camera, parse_camera, save_camera
+
+LENS = (-0.28, 0.11, 0.0011, -0.0007, -0.02)
+CAMERA = Camera(612.5, 608.25, 323.5, 236.25, 640, 480, distortion=LENS)
+
+ROS = """\
+image_width: 640
+image_height: 480
+camera_name: narrow_stereo
+camera_matrix:
+  rows: 3
+  cols: 3
+  data: [612.5, 0, 323.5, 0, 608.25,
+         236.25, 0, 0, 1]
+distortion_model: plumb_bob
+distortion_coefficients:
+  rows: 1
+  cols: 5
+  data: [-0.28, 0.11, 0.0011, -0.0007, -0.02]
+rectification_matrix:
+  rows: 3
+  cols: 3
+  data: [1, 0, 0, 0, 1, 0, 0, 0, 1]
+"""
+XML = """\
+<?xml version="1.0"?>
+<opencv_storage>
+<image_Width>640</image_Width><image_Height>480</image_Height>
+<Camera_Matrix type_id="opencv-matrix"><rows>3</rows><cols>3</cols><dt>d</dt>
+  <data>612.5 0. 323.5 0. 608.25 236.25 0. 0. 1.</data></Camera_Matrix>
+<Distortion_Coefficients type_id="opencv-matrix"><rows>5</rows><cols>1</cols><dt>d</dt>
+  <data>-0.28 0.11 0.0011 -0.0007 -0.02</data></Distortion_Coefficients>
+</opencv_storage>
+"""
+COLMAP = """\
+# Camera list with one line of data per camera:
+#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]
+1 FULL_OPENCV 640 480 612.5 608.25 324.0 236.75 -0.28 0.11 0.0011 -0.0007 -0.02 0 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("camera_info.yaml", ROS), ("ros.yml", ROS), ("opencv.xml", XML), ("cameras.txt", COLMAP)]
+)
+def test_every_format_gives_the_same_camera(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    camera = Camera.from_file(path)
+    assert not camera.assumed
+    np.testing.assert_allclose(camera.matrix, CAMERA.matrix, atol=1e-12)
+    assert (camera.width, camera.height) == (640, 480)
+    np.testing.assert_allclose(camera.distortion[:5], LENS)
+    assert not any(camera.distortion[5:])
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".xml", ".json"])
+@pytest.mark.parametrize("camera", [CAMERA, Camera(500.0, 500.0, 319.5, 239.5, 640, 480)])
+def test_what_is_saved_is_loaded_again(tmp_path, camera, suffix):
+    path = tmp_path / "new" / f"camera{suffix}"
+    save_camera(path, camera, {"rms_px": 0.21, "board": "9x6"})
+    assert load_camera(path) == camera
+
+
+def test_a_file_of_opencv_itself_is_read(tmp_path):
+    path = str(tmp_path / "made_by_opencv.yml")
+    storage = cv2.FileStorage(path, cv2.FILE_STORAGE_WRITE)
+    storage.write("image_size", np.array([[640, 480]], np.int32))
+    storage.write("cameraMatrix", CAMERA.matrix)
+    storage.write("distCoeffs", np.array([[*LENS, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]))
+    storage.release()
+    np.testing.assert_allclose(load_camera(path).distortion[:5], LENS)
+
+
+@pytest.mark.parametrize(
+    ("line", "distortion"),
+    [
+        ("3 SIMPLE_PINHOLE 640 480 500 320 240", ()),
+        ("3 PINHOLE 640 480 500 500 320 240", ()),
+        ("3 SIMPLE_RADIAL 640 480 500 320 240 -0.1", (-0.1, 0, 0, 0, 0, 0, 0, 0)),
+        ("3 RADIAL 640 480 500 320 240 -0.1 0.02", (-0.1, 0.02, 0, 0, 0, 0, 0, 0)),
+        ("3 OPENCV 640 480 500 500 320 240 -0.1 0.02 1e-3 2e-3", (-0.1, 0.02, 1e-3, 2e-3, 0, 0, 0, 0)),
+    ],
+)
+def test_colmaps_models_have_their_parameters_order_and_half_pixels(tmp_path, line, distortion):
+    path = tmp_path / "cameras.txt"
+    path.write_text(f"# three\n1 OPENCV_FISHEYE 2 2 1 1 1 1 0 0 0 0\n{line}\n")
+    assert load_camera(path, camera_id=3) == Camera(500, 500, 319.5, 239.5, 640, 480, distortion=distortion)
+    with pytest.raises(ValueError, match="2 cameras"):
+        load_camera(path)
+    with pytest.raises(ValueError, match="no camera 7"):
+        load_camera(path, camera_id=7)
+    with pytest.raises(ValueError, match=r"OPENCV_FISHEYE.*undistort"):
+        load_camera(path, camera_id=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.yaml", "", "cannot be read"),
+        ("a.yaml", "%YAML:1.0\n---\n: [", "cannot be read"),
+        ("a.yaml", "- 1\n- 2\n", "cannot be read|no 3 x 3"),
+        ("a.yml", "image_width: 3\n", "no 3 x 3 camera matrix.*it has image_width"),
+        ("a.yml", ROS.replace("image_height", "rows_of_it"), "does not say the size"),
+        ("a.yml", ROS.replace("plumb_bob", "equidistant"), "'equidistant'.*undistort"),
+        ("a.yml", ROS.replace("612.5", "-612.5"), "fx and fy must be positive"),
+        ("cameras.txt", "# nothing\n", "names no camera"),
+        ("cameras.txt", "1 PINHOLE 640 480 500\n", "must be CAMERA_ID PINHOLE WIDTH HEIGHT fx fy cx cy"),
+        ("cameras.txt", "1\n", "camera model ''"),
+        ("camera.csv", "1", "cannot read a camera from 'camera.csv'"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(tmp_path, name, text, words):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_camera(path)
+
+
+def test_missing_files_and_other_suffixes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="handmesh calibrate"):
+        load_camera(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match=r"\.yaml"):
+        save_camera(tmp_path / "camera.txt", CAMERA)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_camera_on_the_command_line(tmp_path):
+    save_camera(tmp_path / "c.yaml", CAMERA)
+    assert parse_camera(str(tmp_path / "c.yaml")) == CAMERA
+    assert parse_camera("612.5,608,323,236,640,480") == Camera(612.5, 608, 323, 236, 640, 480)
+    with pytest.raises(ValueError, match="FX,FY"):
+        parse_camera("1,2,3")
