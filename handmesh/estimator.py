@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,16 @@ from handmesh.runtime import Graph, Precision, Runtime, load_graph
 from handmesh.smoothing import rotmat_to_rotvec
 
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A box of a frame in which a hand is to be estimated, as of a side that may be guessed or ``fixed``."""
+
+    frame: NDArray[np.uint8]
+    box: NDArray[np.float64]
+    side: Side
+    fixed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,19 +137,37 @@ class HandMeshEstimator:
         Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
         or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
         """
-        frame = check_frame(frame_rgb)
-        camera = check_camera(camera, frame, self.camera)
-        if boxes is not None:
-            wanted = _check_boxes(boxes, frame)
-            given = _check_sides(sides, len(wanted))
-            estimates = self._estimate(frame, wanted, given, [side is not None for side in given])
-        elif sides is not None:
-            raise ValueError("sides were given without boxes: give the boxes that they belong to, or neither")
-        else:
-            found = self.detect(frame)
-            estimates = self._estimate(frame, [d.box for d in found], [d.side for d in found], [False] * len(found))
-            estimates = [e for e in estimates if e.presence >= self.presence_threshold]
-        return _place_hands(estimates, camera)
+        (hands,) = self.batch([frame_rgb], [boxes], [sides], [camera])
+        return hands
+
+    def batch(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        boxes: Sequence[ArrayLike | None] | None = None,
+        sides: Sequence[Sequence[Side | None] | None] | None = None,
+        cameras: Sequence[Camera | None] | None = None,
+    ) -> list[list[HandMesh]]:
+        """The hands of each of some frames, as one call a frame gives them, but with one run of the network for all.
+
+        The arguments are those of a single frame, one entry a frame, and so are the errors.
+        """
+        nothing = [None] * len(frames)
+        checked = [check_frame(frame) for frame in frames]
+        known = [
+            check_camera(camera, frame, self.camera) for camera, frame in zip(cameras or nothing, checked, strict=True)
+        ]
+        wanted = [
+            self._wanted(frame, of_frame, whose)
+            for frame, of_frame, whose in zip(checked, boxes or nothing, sides or nothing, strict=True)
+        ]
+        estimates = iter(self._estimate([one for of_frame in wanted for one in of_frame]))
+        hands = []
+        for number, camera in enumerate(known):
+            found = list(islice(estimates, len(wanted[number])))
+            if boxes is None or boxes[number] is None:
+                found = [e for e in found if e.presence >= self.presence_threshold]
+            hands.append(_place_hands(found, camera))
+        return hands
 
     def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
         """Hands that the detector finds. Raises ``ValueError`` if this estimator has none."""
@@ -159,34 +188,40 @@ class HandMeshEstimator:
         outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
         return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
 
-    def _estimate(
-        self,
-        frame: NDArray[np.uint8],
-        boxes: Sequence[NDArray[np.float64]],
-        sides: Sequence[Side | None],
-        fixed: Sequence[bool],
-    ) -> list[_Estimate]:
-        """One estimate a box; where the side is not ``fixed``, that of the side which the network prefers."""
-        estimates = self._run(frame, boxes, [side or "right" for side in sides])
-        doubtful = [i for i, e in enumerate(estimates) if not fixed[i] and e.side_score < 0.5]
+    def _wanted(
+        self, frame: NDArray[np.uint8], boxes: ArrayLike | None, sides: Sequence[Side | None] | None
+    ) -> list[_Wanted]:
+        """What to estimate in a frame: the boxes that were given, or those that the detector finds."""
+        if boxes is None:
+            if sides is not None:
+                raise ValueError("sides were given without boxes: give the boxes that they belong to, or neither")
+            return [_Wanted(frame, found.box, found.side, fixed=False) for found in self.detect(frame)]
+        checked = _check_boxes(boxes, frame)
+        given = _check_sides(sides, len(checked))
+        return [
+            _Wanted(frame, box, side or "right", side is not None) for box, side in zip(checked, given, strict=True)
+        ]
+
+    def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
+        """One estimate each; where the side is not ``fixed``, that of the side which the network prefers."""
+        estimates = self._run(wanted)
+        doubtful = [i for i, e in enumerate(estimates) if not wanted[i].fixed and e.side_score < 0.5]
         if doubtful:
-            again = self._run(frame, [boxes[i] for i in doubtful], [other_side(estimates[i].side) for i in doubtful])
+            again = self._run([replace(wanted[i], side=other_side(wanted[i].side)) for i in doubtful])
             for i, other in zip(doubtful, again, strict=True):
                 if other.side_score > estimates[i].side_score:
                     estimates[i] = other
         return estimates
 
-    def _run(
-        self, frame: NDArray[np.uint8], boxes: Sequence[NDArray[np.float64]], sides: Sequence[Side]
-    ) -> list[_Estimate]:
+    def _run(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
         """All crops through the network in one batch."""
-        if not boxes:
+        if not wanted:
             return []
         crops = [
-            Crop.from_box(box, self._size, mirrored=side == "left", scale=self._crop_scale)
-            for box, side in zip(boxes, sides, strict=True)
+            Crop.from_box(hand.box, self._size, mirrored=hand.side == "left", scale=self._crop_scale) for hand in wanted
         ]
-        outputs = self._network(crop=np.stack([crop.cut(frame) for crop in crops]))
+        pictures = np.stack([crop.cut(hand.frame) for crop, hand in zip(crops, wanted, strict=True)])
+        outputs = self._network(crop=pictures)
         missing = [name for name in _OUTPUTS if name not in outputs]
         if missing:
             raise ValueError(f"{self._network.path} lacks the outputs {', '.join(missing)}: export it again")

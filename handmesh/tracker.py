@@ -83,6 +83,17 @@ class _Track:
         self.size += size_gain * (float((box[2:] - box[:2]).max()) - self.size)
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """The next frame of a video: the crops to look at, tracked hands first, its camera, and seconds since the last."""
+
+    frame: NDArray[np.uint8]
+    boxes: list[NDArray[np.float64]]
+    sides: list[Side | None]
+    camera: Camera
+    dt_s: float
+
+
 class HandTracker:
     """Follows up to ``max_hands`` hands through a video. Raises ``ValueError`` for settings out of range.
 
@@ -141,6 +152,11 @@ class HandTracker:
         ``camera`` as in `HandMeshEstimator`. Raises ``TypeError`` or ``ValueError`` for a bad frame, camera or time;
         the tracker then stays as it was. Times must increase: call `reset` before another video.
         """
+        (hands,) = track_together([self], [frame_rgb], [timestamp_s], [camera])
+        return hands
+
+    def _prepare(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> _Step:
+        """What the network is to be asked about the next frame."""
         frame = check_frame(frame_rgb)
         camera = check_camera(camera, frame, self._estimator.camera)
         dt_s = self._check_time(timestamp_s)
@@ -151,14 +167,16 @@ class HandTracker:
         found = self._detect(frame)
         boxes = [track.box for track in self._tracks] + [detection.box for detection in found]
         sides: list[Side | None] = [track.side for track in self._tracks]
-        hands = self._estimator(frame, boxes, sides + [None] * len(found), camera)
+        return _Step(frame, boxes, sides + [None] * len(found), camera, dt_s)
 
+    def _advance(self, step: _Step, hands: Sequence[HandMesh]) -> list[HandMesh]:
+        """Go on to the next frame with what the network has answered."""
         known = len(self._tracks)
         seen = self._follow(hands[:known])
         seen += self._start(hands[known:])
         self._merge_tracks_of_one_hand(seen)
         self._drop_surplus(seen)
-        self._give_out(seen, camera, dt_s)
+        self._give_out(seen, step.camera, step.dt_s)
         return [track.hand for track in sorted(self._tracks, key=lambda track: track.id)]
 
     def _check_time(self, timestamp_s: float) -> float:
@@ -287,6 +305,31 @@ class HandTracker:
         u, v, log_z = track.translation_filter([x / z, y / z, math.log(z)], time_s)
         translation = math.exp(log_z) * np.array([u, v, 1.0])
         return build_hand(posed, raw.side, translation, camera, raw.score, raw.side_score, track_id=track.id)
+
+
+def track_together(
+    trackers: Sequence[HandTracker],
+    frames: Sequence[NDArray[np.uint8]],
+    timestamps_s: Sequence[float],
+    cameras: Sequence[Camera | None] | None = None,
+) -> list[list[HandMesh]]:
+    """The next frames of several videos, each by its own tracker, with one run of the network for all.
+
+    Gives what each tracker alone would give. Raises ``ValueError`` unless all share one estimator and none comes
+    twice; other errors are those of `HandTracker`.
+    """
+    if len({id(tracker) for tracker in trackers}) != len(trackers):
+        raise ValueError("a tracker follows one video: give each video its own")
+    if len({id(tracker._estimator) for tracker in trackers}) > 1:
+        raise ValueError("trackers go together only if they share one estimator")
+    given = zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True)
+    steps = [tracker._prepare(frame, time_s, camera) for tracker, frame, time_s, camera in given]
+    if not steps:
+        return []
+    answers = trackers[0]._estimator.batch(
+        [s.frame for s in steps], [s.boxes for s in steps], [s.sides for s in steps], [s.camera for s in steps]
+    )
+    return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]
 
 
 def _carry_on(track: _Track, camera: Camera, dt_s: float) -> None:

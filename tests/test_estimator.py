@@ -98,6 +98,24 @@ def test_batch_equals_singles(estimator, frame):
             np.testing.assert_allclose(getattr(alone, name), getattr(hand, name), atol=1e-4)
 
 
+def test_batch_of_frames_equals_one_call_each(estimator, frame, dim_frame):
+    small = graphs.draw_hand(dim_frame[:400, :500], (200, 250), 100, "left")
+    own = Camera(600.0, 610.0, 250.0, 200.0, 500, 400)
+    frames, cameras = [frame, dim_frame, small, frame], [None, None, own, CAMERA]
+    boxes, sides = [None, None, None, [BOX, BOX]], [None, None, None, ["left", None]]
+    together = estimator.batch(frames, boxes, sides, cameras)
+    assert [len(hands) for hands in together] == [2, 0, 1, 2]
+    for hands, *one in zip(together, frames, boxes, sides, cameras, strict=True):
+        for hand, alone in zip(hands, estimator(*one), strict=True):
+            assert (hand.side, hand.camera) == (alone.side, alone.camera)
+            for name in ("vertices", "joints", "translation", "joints_2d", "global_orient", "hand_pose"):
+                np.testing.assert_allclose(getattr(hand, name), getattr(alone, name), atol=1e-4)
+
+
+def test_no_frames_have_no_hands(estimator):
+    assert estimator.batch([]) == []
+
+
 def test_noncontiguous_frames_and_the_frame_itself_are_safe(estimator, frame):
     before = frame.copy()
     plain = estimator(frame, boxes=[BOX])

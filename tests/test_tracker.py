@@ -11,7 +11,7 @@ import pytest
 
 from handmesh.records import Camera, Detection, HandMesh
 from handmesh.smoothing import OneEuro, Smoothing
-from handmesh.tracker import HandTracker
+from handmesh.tracker import HandTracker, track_together
 
 FPS = 30.0
 
@@ -62,6 +62,43 @@ def test_hands_keep_their_numbers_and_sides(make_video):
         assert {hand.side: hand.track_id for hand in hands} == numbers
         assert abs(hands[0].joints_2d[:, 1].mean() - 150) < 20
     assert video.detections == 1
+
+
+def moving_hands(video: int, k: int, background: np.ndarray) -> np.ndarray:
+    """Frame ``k`` of one of three videos: two hands, a left one that leaves, and one that comes late."""
+    if video == 0:
+        frame = graphs.draw_hand(background, (200 + 4 * k, 150), 130, "right")
+        return graphs.draw_hand(frame, (450 - 4 * k, 350), 120, "left")
+    hand = graphs.draw_hand(background, (300 + (40 * k if k > 6 else k), 200), 130, "left" if video == 1 else "right")
+    return hand if video == 1 or k > 3 else background
+
+
+def test_videos_together_are_as_each_alone(estimator, dim_frame):
+    together = [HandTracker(estimator) for _ in range(3)]
+    alone = [HandTracker(estimator) for _ in range(3)]
+    counts = []
+    for k in range(14):
+        frames = [moving_hands(video, k, dim_frame) for video in range(3)]
+        times = [k / FPS, k / 25.0, 5.0 + k / 60.0]
+        results = track_together(together, frames, times)
+        counts.append([len(hands) for hands in results])
+        for hands, tracker, frame, time in zip(results, alone, frames, times, strict=True):
+            for hand, other in zip(hands, tracker(frame, time), strict=True):
+                assert (hand.side, hand.track_id) == (other.side, other.track_id)
+                for name in ("vertices", "joints", "translation", "joints_2d", "global_orient", "hand_pose"):
+                    np.testing.assert_allclose(getattr(hand, name), getattr(other, name), atol=1e-4)
+    assert counts[0] == [2, 1, 0]
+    assert counts[5] == [2, 1, 1]
+    assert counts[-1][1] == 0
+
+
+def test_what_cannot_go_together_is_said(estimator, make_estimator, dim_frame):
+    tracker, stranger = HandTracker(estimator), HandTracker(make_estimator())
+    with pytest.raises(ValueError, match="each video its own"):
+        track_together([tracker, tracker], [dim_frame] * 2, [0.0, 0.0])
+    with pytest.raises(ValueError, match="share one estimator"):
+        track_together([tracker, stranger], [dim_frame] * 2, [0.0, 0.0])
+    assert track_together([], [], []) == []
 
 
 def test_meshes_are_whole_and_fit_together(make_video):
@@ -231,9 +268,10 @@ class ScriptedEstimator:
     def detect(self, frame):
         return self.found
 
-    def __call__(self, frame, boxes, sides, camera):
+    def batch(self, frames, boxes, sides, cameras):
+        (boxes,), (sides,) = boxes, sides
         self.seen = [self.see(box, side or "right") for box, side in zip(boxes, sides, strict=True)]
-        return self.seen
+        return [self.seen]
 
     def hand_at(self, box, side, score=0.9, side_score=0.9) -> HandMesh:
         """The pattern hand, moved to stand in the middle of a box."""
