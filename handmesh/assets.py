@@ -218,7 +218,7 @@ def _checked(name: str, value: Any, dtype: type, shape: tuple[int | None, ...]) 
 
 
 def _arrays_from_mano(raw: Mapping[str, Any]) -> HandModelArrays:
-    """MANO's own keys to our fields. Fingertips come from the file, or from MANO's table if it has MANO's vertices."""
+    """MANO's own keys to our fields. Fingertips come from the file, or by FreiHAND's convention for MANO's mesh."""
     needed = (
         "v_template",
         "shapedirs",
@@ -237,7 +237,7 @@ def _arrays_from_mano(raw: Mapping[str, Any]) -> HandModelArrays:
     if "fingertips" in raw:
         fingertips = raw["fingertips"]
     elif vertex_count == MANO_VERTEX_COUNT:
-        fingertips = np.array(MANO_FINGERTIPS["smplx"])
+        fingertips = np.array(MANO_FINGERTIPS["freihand"])
     else:
         raise ValueError(f"it lacks fingertips, and with {vertex_count} vertices it is not MANO's own mesh")
     kintree = np.asarray(raw["kintree_table"])

@@ -86,19 +86,66 @@ OPENXR_LABELS: dict[str, str] = {
 #: OpenXR's 26 hand joints, by the names used here.
 OPENXR: tuple[str, ...] = tuple(OPENXR_LABELS.values())
 
+#: The 21 keypoints as MANO's code lists them: the sixteen joints, then the fingertips thumb to little
+#: (smplx and HaMeR before they reorder; HandMesh's `MANO_ORDER` sorts its fingertips otherwise).
+MANO_KEYPOINTS: tuple[str, ...] = (*MANO_JOINTS, *FINGERTIPS)
+
+#: The orders of points that can be asked for by name.
+ORDERS: dict[str, tuple[str, ...]] = {
+    "freihand": KEYPOINTS,
+    "mediapipe": MEDIAPIPE,
+    "mano": MANO_KEYPOINTS,
+    "mano16": MANO_JOINTS,
+    "openxr": OPENXR,
+}
+
+#: Points of OpenXR that no set of 21 keypoints holds, as (from, to, share of the way), so that they can be estimated.
+#: The wrist lies 93 mm from the middle knuckle in the embedded hand, of which its metacarpal takes 65 mm (Buryanov and
+#: Kotiuk, "Proportions of hand segments", 2010); OpenXR's palm is the middle of that bone.
+ESTIMATED: dict[str, tuple[str, str, float]] = {
+    "palm": ("wrist", "middle1", 0.65),
+    **{f"{finger}_metacarpal": ("wrist", f"{finger}1", 0.3) for finger in FINGERS[1:]},
+}
+
 #: Number of vertices of the licensed MANO mesh, to which `MANO_FINGERTIPS` applies.
 MANO_VERTEX_COUNT = 778
 
-#: Fingertip vertices (thumb, index, middle, ring, little) of the licensed MANO mesh. Projects disagree by one or two
-#: vertices, some millimetres; keypoints of one convention must not be scored against labels of another.
+#: Fingertip vertices (thumb, index, middle, ring, little) of the licensed right MANO mesh, one table for each published
+#: convention. They differ by some millimetres; keypoints of one must not be scored against labels of another.
 MANO_FINGERTIPS: dict[str, tuple[int, int, int, int, int]] = {
-    # smplx/vertex_ids.py, table "mano"; also HaMeR and WiLoR.
+    # FreiHAND's own labels: lmb-freiburg/freihand, utils/mano_utils.py, `kpId2vertices`.
+    "freihand": (744, 320, 443, 555, 672),
+    # smplx/vertex_ids.py, table "mano"; HaMeR reads it (hamer/models/mano_wrapper.py).
     "smplx": (744, 320, 443, 554, 671),
-    # manopth/manolayer.py, right hand; also I2L-MeshNet.
+    # hassony2/manopth, manopth/manolayer.py, right hand; also adwardlee/RenderIH, models/manolayer.py.
     "manopth": (745, 317, 444, 556, 673),
-    # METRO and MeshGraphormer, modeling/_mano.py; also MobRecon: the usual choice for FreiHAND's labels.
-    "freihand": (745, 333, 444, 555, 672),
+    # The joint regressors of I2L-MeshNet (common/utils/mano.py), METRO and MeshGraphormer (modeling/_mano.py), whose
+    # `fingertip_vertex_idx` beside them says 444; also manopth's left hand.
+    "metro": (745, 317, 445, 556, 673),
+    # SeanChenxy/HandMesh (MobRecon), mobrecon/tools/kinematics.py, `mesh_mapping`.
+    "mobrecon": (744, 333, 444, 555, 672),
 }
+
+
+def conversion(source: str, target: str) -> tuple[tuple[float, ...], ...]:
+    """The matrix (T, S) from points (..., S, 3) of one of `ORDERS` to another: ``x_target = matrix @ x_source``.
+
+    Points are matched by name. What only OpenXR has is estimated between wrist and knuckles (`ESTIMATED`). Raises
+    ValueError for an unknown order, and for points that the source cannot give: fingertips of 16 joints need the mesh.
+    """
+    for name in (source, target):
+        if name not in ORDERS:
+            raise ValueError(f"unknown order {name!r}; known are {', '.join(ORDERS)}")
+    have, rows = ORDERS[source], []
+    for name in ORDERS[target]:
+        first, second, share = (name, name, 0.0) if name in have else ESTIMATED.get(name, (name, name, 0.0))
+        if first not in have or second not in have:
+            raise ValueError(f"the order {source!r} has no {name}, which {target!r} needs")
+        row = [0.0] * len(have)
+        row[have.index(first)] += 1.0 - share
+        row[have.index(second)] += share
+        rows.append(tuple(row))
+    return tuple(rows)
 
 
 def permutation(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...]:

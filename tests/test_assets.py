@@ -285,7 +285,7 @@ def test_fingertips_of_manos_own_mesh_come_from_the_table() -> None:
         "hands_mean": np.zeros(45),
     }
     found = assets._arrays_from_mano(raw)
-    assert tuple(found.fingertips) == MANO_FINGERTIPS["smplx"]
+    assert tuple(found.fingertips) == MANO_FINGERTIPS["freihand"]
     assert tuple(found.parents) == MANO_PARENTS
 
 

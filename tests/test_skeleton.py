@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from handmesh.skeleton import (
@@ -16,6 +17,8 @@ from handmesh.skeleton import (
     MEDIAPIPE_LABELS,
     OPENXR,
     OPENXR_LABELS,
+    ORDERS,
+    conversion,
     permutation,
 )
 
@@ -96,3 +99,42 @@ def test_fingertip_table_agrees_with_smplx() -> None:
     vertex_ids = pytest.importorskip("smplx.vertex_ids").vertex_ids["mano"]
     names = ("thumb", "index", "middle", "ring", "pinky")
     assert MANO_FINGERTIPS["smplx"] == tuple(vertex_ids[name] for name in names)
+
+
+def test_middle_fingertip_of_each_convention() -> None:
+    assert {name: tips[2] for name, tips in MANO_FINGERTIPS.items()} == {
+        "freihand": 443,
+        "smplx": 443,
+        "manopth": 444,
+        "metro": 445,
+        "mobrecon": 444,
+    }
+    assert len(set(MANO_FINGERTIPS.values())) == len(MANO_FINGERTIPS)
+
+
+@pytest.mark.parametrize("target", ORDERS)
+@pytest.mark.parametrize("source", ORDERS)
+def test_conversion_keeps_every_named_point(source: str, target: str) -> None:
+    if source == "mano16" and target != "mano16":
+        with pytest.raises(ValueError, match=r"'mano16' has no \w+_tip"):
+            conversion(source, target)
+        return
+    points = np.random.default_rng(0).normal(size=(len(ORDERS[source]), 3))
+    found = np.array(conversion(source, target)) @ points
+    assert found.shape == (len(ORDERS[target]), 3)
+    for i, name in enumerate(ORDERS[target]):
+        if name in ORDERS[source]:
+            np.testing.assert_array_equal(found[i], points[ORDERS[source].index(name)])
+
+
+def test_conversion_estimates_the_palm_on_the_middle_metacarpal() -> None:
+    points = np.zeros((21, 3))
+    points[KEYPOINTS.index("middle1")] = [0.0, 0.1, 0.0]
+    found = dict(zip(OPENXR, np.array(conversion("freihand", "openxr")) @ points, strict=True))
+    np.testing.assert_allclose(found["palm"], (found["middle_metacarpal"] + found["middle1"]) / 2)
+    np.testing.assert_allclose(found["middle_metacarpal"], [0.0, 0.03, 0.0])
+
+
+def test_conversion_names_an_unknown_order() -> None:
+    with pytest.raises(ValueError, match="unknown order 'leap'; known are freihand, mediapipe"):
+        conversion("leap", "freihand")
