@@ -35,19 +35,19 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, facts: dict[str, Any]) -> None:
-    """Write `facts` with a stamp to a JSON file; floats are rounded to six digits."""
+def write_result(path: Path, facts: dict[str, Any], *, digits: int = 6) -> None:
+    """Write `facts` with a stamp to a JSON file; floats are rounded to so many significant digits."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(_rounded({**facts, "stamp": stamp()}), indent=1) + "\n")
+        temporary.write_text(json.dumps(_rounded({**facts, "stamp": stamp()}, digits), indent=1) + "\n")
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [_rounded(item, digits) for item in value]
     return value
 
 
