@@ -26,15 +26,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from handmesh.assets import ASSETS, HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
+from handmesh.model.graph_passes import HALF, PASSES, SMALL_TENSOR, store_float16
 from handmesh.model.hand_model import HandModel
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, wrist_relative_hand
 
 _log = logging.getLogger(__name__)
 
 HAND_OUTPUTS = ("rotations", "betas", "camera", "vertices", "joints", "joints_2d", "presence", "right")
-_OPSET = 18
-_HALF = "_float16"
-_SMALL_TENSOR = 256  # values; smaller ones stay float32
+_OPSET = 20  # the first with GELU as one operator
 
 
 @torch.no_grad()
@@ -141,7 +140,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     """Write a folded network as one ONNX file: `crop` (N, S, S, 3) uint8 RGB -> HAND_OUTPUTS, float32.
 
     The name, input size and crop scale travel in the file's metadata. With `float16` the parameters are stored in half
-    precision and computed with in single.
+    precision, computed with in single, and cast when a runtime opens the file.
     """
     size = network.config.input_size
     meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "hand_model": "handmesh-open"}
@@ -187,43 +186,15 @@ def export_graph(
         )
     assert program is not None
     model = program.model_proto
-    _strip(model)
+    for change in PASSES:
+        change(model)
     if float16:
-        _store_float16(model)
+        store_float16(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = "handmesh", json.dumps(meta)
     onnx.checker.check_model(model)
     with written_whole(path) as temporary:
         onnx.save(model, str(temporary))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop what an exporter says of its machine: stack traces and file names in node metadata."""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
-
-
-def _store_float16(model: onnx.ModelProto) -> None:
-    """Keep large float32 initialisers in float16 and cast them back in the graph (runtimes fold the cast at load)."""
-    graph, casts = model.graph, []
-    for initializer in list(graph.initializer):
-        values = numpy_helper.to_array(initializer)
-        geometry = ".hand_model." in initializer.name  # half a tenth of a millimetre would be lost
-        if values.dtype != np.float32 or values.size < _SMALL_TENSOR or geometry:
-            continue
-        name = initializer.name
-        stored = numpy_helper.from_array(values.astype(np.float16), name + _HALF)
-        initializer.CopyFrom(stored)
-        casts.append(onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def runtime_parity_mm(network: HandRegressor, path: Path, crops: torch.Tensor) -> float:
@@ -262,7 +233,7 @@ def _network_from_onnx(path: Path) -> HandRegressor:
         raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
     network = fold(HandRegressor(config))
     stored = {
-        initializer.name.removeprefix("network.").removesuffix(_HALF): numpy_helper.to_array(initializer)
+        initializer.name.removeprefix("network.").removesuffix(HALF): numpy_helper.to_array(initializer)
         for initializer in model.graph.initializer
     }
     state = {}
@@ -282,7 +253,7 @@ def round_to_float16(network: HandRegressor) -> HandRegressor:
     """A copy whose large parameters hold only float16 values, as `export_hand_network` stores them."""
     rounded = copy.deepcopy(network)
     for parameter in rounded.parameters():
-        if parameter.numel() >= _SMALL_TENSOR:
+        if parameter.numel() >= SMALL_TENSOR:
             parameter.data = parameter.data.half().float()
     return rounded
 

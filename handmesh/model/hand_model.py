@@ -8,8 +8,10 @@ hand about its root joint, the translation is zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from handmesh.skeleton import FINGERTIPS, KEYPOINTS, MANO_JOINTS, permutation
 class ShapedHand(NamedTuple):
     """A hand of some shape in the zero pose, metres, model axes."""
 
-    vertices: Tensor  # (..., V, 3)
+    vertices: Tensor  # (..., 3, V): a plane for each axis, so that skinning runs along whole rows
     joints: Tensor  # (..., 16, 3) in MANO's order
 
 
@@ -35,12 +37,14 @@ class HandMeshBatch(NamedTuple):
 class HandModel(nn.Module):
     """Shape and pose to mesh. Stateless: its buffers are the model's constants and stay out of checkpoints."""
 
-    v_template: Tensor
+    template: Tensor
     shapedirs: Tensor
     joint_template: Tensor
     joint_shapedirs: Tensor
     posedirs: Tensor | None
     weights: Tensor
+    chain_order: Tensor
+    joint_order: Tensor
     fingertips: Tensor
     keypoint_order: Tensor
     faces: Tensor
@@ -53,29 +57,36 @@ class HandModel(nn.Module):
                 tensor = tensor.to(dtype)
             self.register_buffer(name, tensor, persistent=False)
 
+        def planes(values: np.ndarray) -> Tensor:
+            """(V, 3, K) to (K, 3 * V), all x before all y before all z."""
+            return torch.tensor(values, dtype=torch.float64).permute(2, 1, 0).flatten(1)
+
         v_template = torch.tensor(arrays.v_template, dtype=torch.float64)  # (V, 3)
         shapedirs = torch.tensor(arrays.shapedirs, dtype=torch.float64).movedim(-1, 0)  # (10, V, 3)
         J_regressor = torch.tensor(arrays.J_regressor, dtype=torch.float64)  # (16, V)
-        posedirs = torch.tensor(arrays.posedirs, dtype=torch.float64).movedim(-1, 0)  # (135, V, 3)
-        constant("v_template", v_template)
-        constant("shapedirs", shapedirs.flatten(1))  # (10, V * 3)
+        constant("template", v_template.T.flatten())  # (3 * V,)
+        constant("shapedirs", planes(arrays.shapedirs))  # (10, 3 * V)
         # Joints are linear in the vertices, hence in betas: regress them once here, not in every call.
-        constant("joint_template", J_regressor @ v_template)  # (16, 3)
+        constant("joint_template", (J_regressor @ v_template).flatten())  # (16 * 3,)
         constant("joint_shapedirs", (J_regressor @ shapedirs).flatten(1))  # (10, 16 * 3)
-        constant("posedirs", posedirs.flatten(1) if posedirs.any() else None)  # (135, V * 3)
-        constant("weights", torch.tensor(arrays.weights, dtype=torch.float64))  # (V, 16)
+        constant("posedirs", planes(arrays.posedirs) if arrays.posedirs.any() else None)  # (135, 3 * V)
+        self.parents = tuple(int(parent) for parent in arrays.parents)
+        self.levels = _levels(self.parents)
+        chain = [joint for level in self.levels for joint in level]
+        constant("chain_order", torch.tensor(chain, dtype=torch.int64))  # (16,) root first, then its children, ...
+        constant("joint_order", torch.tensor(np.argsort(chain), dtype=torch.int64))  # (16,) and back
+        constant("weights", torch.tensor(arrays.weights, dtype=torch.float64)[:, chain].T)  # (16, V), rows by level
         constant("fingertips", torch.tensor(arrays.fingertips, dtype=torch.int64))  # (5,)
         order = permutation((*MANO_JOINTS, *FINGERTIPS), KEYPOINTS)
         constant("keypoint_order", torch.tensor(order, dtype=torch.int64))  # (21,)
         constant("faces", torch.tensor(arrays.faces, dtype=torch.int64))  # (F, 3)
-        self.parents = tuple(int(parent) for parent in arrays.parents)
 
     def shape(self, betas: Tensor) -> ShapedHand:
         """Shape coefficients (..., 10), in standard deviations, to the hand in its zero pose."""
         if betas.shape[-1] != self.shapedirs.shape[0]:
             raise ValueError(f"betas must be (..., {self.shapedirs.shape[0]}), got {tuple(betas.shape)}")
-        vertices = self.v_template + (betas @ self.shapedirs).unflatten(-1, (-1, 3))
-        joints = self.joint_template + (betas @ self.joint_shapedirs).unflatten(-1, (-1, 3))
+        vertices = (betas @ self.shapedirs + self.template).unflatten(-1, (3, -1))
+        joints = (betas @ self.joint_shapedirs + self.joint_template).unflatten(-1, (-1, 3))
         return ShapedHand(vertices, joints)
 
     def pose(self, shaped: ShapedHand, rotations: Tensor) -> HandMeshBatch:
@@ -85,26 +96,23 @@ class HandModel(nn.Module):
         """
         if rotations.shape[-3:] != (len(self.parents), 3, 3):
             raise ValueError(f"rotations must be (..., {len(self.parents)}, 3, 3), got {tuple(rotations.shape)}")
-        vertices = shaped.vertices
+        vertices = shaped.vertices  # (..., 3, V)
         if self.posedirs is not None:
             identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
             feature = (rotations[..., 1:, :, :] - identity).flatten(-3)  # (..., 135)
-            vertices = vertices + (feature @ self.posedirs).unflatten(-1, (-1, 3))
+            vertices = vertices + (feature @ self.posedirs).unflatten(-1, (3, -1))
         rest = shaped.joints
         if rotations.shape[:-3] != rest.shape[:-2]:
             lead = torch.broadcast_shapes(rotations.shape[:-3], rest.shape[:-2])
             rotations, rest = rotations.expand(*lead, -1, -1, -1), rest.expand(*lead, -1, -1)
-        turns, joints = self._chain(rotations, rest)
-        offsets = joints - (turns @ rest[..., None]).squeeze(-1)  # (..., 16, 3)
-        # One matrix product blends the rotations' columns and the offset for all vertices.
-        columns = torch.cat((turns.transpose(-1, -2).flatten(-2), offsets), dim=-1)  # (..., 16, 12)
-        blended = self.weights @ columns  # (..., V, 12)
-        vertices = (
-            blended[..., 0:3] * vertices[..., 0:1]
-            + blended[..., 3:6] * vertices[..., 1:2]
-            + blended[..., 6:9] * vertices[..., 2:3]
-            + blended[..., 9:12]
-        )
+        rest = rest.index_select(-2, self.chain_order)[..., None]  # (..., 16, 3, 1)
+        turns, shifts = self._chain(rotations.index_select(-3, self.chain_order), rest)
+        joints = (turns @ rest + shifts).squeeze(-1).index_select(-2, self.joint_order)
+        # Two matrix products blend the joints' motions for all vertices.
+        blended_turns = (turns.flatten(-2).mT @ self.weights).unflatten(-2, (3, 3))  # (..., 3, 3, V)
+        blended_shifts = shifts.squeeze(-1).mT @ self.weights  # (..., 3, V)
+        posed = (blended_turns * vertices[..., None, :, :]).sum(-2) + blended_shifts
+        vertices = posed.mT.contiguous()  # (..., V, 3)
         return HandMeshBatch(vertices, joints, self.keypoints(vertices, joints))
 
     def forward(self, rotations: Tensor, betas: Tensor) -> HandMeshBatch:
@@ -119,12 +127,27 @@ class HandModel(nn.Module):
         tips = vertices.index_select(-2, self.fingertips)
         return torch.cat((joints, tips), dim=-2).index_select(-2, self.keypoint_order)
 
-    def _chain(self, rotations: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
-        """Local rotations (..., 16, 3, 3) and rest joints (..., 16, 3) to global rotations and posed joints."""
-        turns = [rotations[..., 0, :, :]]
-        positions = [joints[..., 0, :]]
-        for child, parent in enumerate(self.parents[1:], start=1):
-            bone = joints[..., child, :] - joints[..., parent, :]
-            positions.append(positions[parent] + (turns[parent] @ bone[..., None]).squeeze(-1))
-            turns.append(turns[parent] @ rotations[..., child, :, :])
-        return torch.stack(turns, dim=-3), torch.stack(positions, dim=-2)
+    def _chain(self, rotations: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """How each joint moves the resting hand: a rotation (..., 16, 3, 3), then a shift (..., 16, 3, 1).
+
+        `rotations` are local and `rest` (..., 16, 3, 1) are the resting joints; all three are ordered by level, and
+        a level of the tree is one product.
+        """
+        about_joint = torch.cat((rotations, rest - rotations @ rest), dim=-1)  # (..., 16, 3, 4)
+        corner = torch.zeros(4, 4, dtype=rest.dtype, device=rest.device)
+        corner[3, 3] = 1.0
+        local = torch.nn.functional.pad(about_joint, (0, 0, 0, 1)) + corner  # (..., 16, 4, 4)
+        root, *deeper = local.split([len(level) for level in self.levels], dim=-3)
+        motions = [root]
+        for matrices in deeper:  # a level's joints stand in the order of their parents
+            motions.append(motions[-1] @ matrices)
+        motion = torch.cat(motions, dim=-3)[..., :3, :]
+        return motion[..., :3], motion[..., 3:]
+
+
+def _levels(parents: Sequence[int]) -> list[list[int]]:
+    """Joints by their distance from the root, joint 0, in the order of their parents; fingers do not fork."""
+    levels = [[0], [joint for joint, parent in enumerate(parents) if parent == 0]]
+    while sum(map(len, levels)) < len(parents):
+        levels.append([parents.index(joint) for joint in levels[-1]])
+    return levels
