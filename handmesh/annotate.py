@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handmesh.clip import Clip
+from handmesh.clip_export import check_clip_suffix, export_clip
 from handmesh.export import WRITERS, export_hands
+from handmesh.keypoints import KeypointOrder
 from handmesh.render import Overlay, draw_labels
 from handmesh.video import FrameSource, VideoWriter, read_picture, write_picture
 
@@ -27,12 +30,14 @@ class VideoReport:
         frames_with_hand: in which at least one mesh was drawn.
         tracking_s: seconds spent on finding and following hands.
         elapsed_s: seconds for everything, reading, drawing and writing too.
+        saved: files or the folder of hands that were written.
     """
 
     frames: int
     frames_with_hand: int
     tracking_s: float
     elapsed_s: float
+    saved: tuple[Path, ...] = ()
 
     @property
     def fps(self) -> float:
@@ -72,10 +77,11 @@ def annotate_video(
     source: FrameSource,
     output: Path,
     overlay: Overlay,
-    save_folder: Path | None = None,
+    save: Path | None = None,
     save_suffix: str = ".npz",
     max_frames: int | None = None,
     on_frame: Callable[[int], None] | None = None,
+    keypoints: KeypointOrder = "freihand",
 ) -> VideoReport:
     """Draw the hands of a video's frames into an .mp4.
 
@@ -84,16 +90,22 @@ def annotate_video(
         source: what to read.
         output: the .mp4, which appears when it is complete.
         overlay: how to draw.
-        save_folder: where to put one file of meshes for each frame with hands, named by the frame's number from 0.
-        save_suffix: the format of these files.
+        save: a file for the whole clip's hands (.glb, .bvh, .json, .npz, see `handmesh.clip_export`), or a folder for
+            one file of meshes for each frame with hands, named by the frame's number from 0.
+        save_suffix: the format of a folder's files.
         max_frames: stop after so many.
         on_frame: is told how many frames are done.
+        keypoints: the order of joints in a clip's .json and .npz.
 
     Raises:
         ValueError: a suffix is unknown, or the source has no frame.
     """
     if save_suffix not in WRITERS:
         raise ValueError(f"cannot save meshes as {save_suffix!r}: it must be one of {', '.join(WRITERS)}")
+    clip = None
+    if save is not None and save.suffix and not save.is_dir():
+        check_clip_suffix(save)
+        clip = Clip(source.fps)
     tracker.reset()
     frames = with_hand = 0
     tracking_s = 0.0
@@ -106,12 +118,19 @@ def annotate_video(
             canvas = overlay.draw(frame, hands)
             draw_labels(canvas, hands)
             writer.write(canvas)
-            if save_folder is not None and hands:
-                export_hands(hands, save_folder / f"{frames:06d}{save_suffix}")
+            if clip is not None:
+                clip.add(time_s, hands)
+            elif save is not None and hands:
+                export_hands(hands, save / f"{frames:06d}{save_suffix}")
             frames += 1
             with_hand += bool(hands)
             if on_frame is not None:
                 on_frame(frames)
             if frames == max_frames:
                 break
-    return VideoReport(frames, with_hand, tracking_s, time.perf_counter() - started)
+    saved: list[Path] = []
+    if clip is not None and save is not None and with_hand:
+        saved = export_clip(clip, save, tracker.hand_model, keypoints=keypoints)
+    elif save is not None and with_hand:
+        saved = [save]
+    return VideoReport(frames, with_hand, tracking_s, time.perf_counter() - started, tuple(saved))

@@ -109,9 +109,24 @@ def _add_image_options(parser: argparse.ArgumentParser, pictures: Sequence[Path]
 def _add_video_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="a video file, a folder of pictures, or: sample")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4)")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the meshes of every frame there too")
     parser.add_argument(
-        "--format", choices=["npz", "json", "glb", "obj", "ply"], default="npz", help="of these meshes (%(default)s)"
+        "--save",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="write the hands too: the whole clip into a .glb (animated), .bvh, .json or .npz; "
+        "or one file of meshes a frame into a folder",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["npz", "json", "glb", "obj", "ply"],
+        default="npz",
+        help="of a folder's meshes (%(default)s)",
+    )
+    parser.add_argument(
+        "--keypoints",
+        choices=["freihand", "mediapipe", "openxr"],
+        default="freihand",
+        help="order of the joints in a clip's .json and .npz (%(default)s)",
     )
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
     _add_common_options(parser)
@@ -254,12 +269,15 @@ def _video(options: argparse.Namespace) -> int:
             f".{options.format}",
             options.max_frames,
             _progress(source) if sys.stderr.isatty() else None,
+            options.keypoints,
         )
     print(
         f"{report.frames} frames, a mesh in {report.frames_with_hand} of them; {report.fps:.1f} frames a second with "
         f"reading, drawing and writing, of which hands took {report.tracking_ms:.1f} ms a frame"
     )
-    print(f"wrote {output}" + (f" and meshes to {options.save}" if options.save else ""))
+    print("wrote " + ", ".join(str(path) for path in (output, *report.saved)))
+    if options.save is not None and not report.saved:
+        print(f"no hand was found, so nothing is written to {options.save}")
     return 0
 
 

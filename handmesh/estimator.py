@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from handmesh.assets import load_hand_model
+from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
 from handmesh.detector import HandDetector
 from handmesh.placement import project_joints, solve_translation
@@ -82,6 +82,8 @@ class HandMeshEstimator:
         """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
         self._network = network
         self._pose_graph = pose_graph
+        self.hand_model: HandModelArrays | None = None
+        """The hand model of the meshes, where it is known: `from_pretrained` knows it."""
         self._faces = np.asarray(faces, np.int32)
         self._vertex_count = int(self._faces.max()) + 1
         self._size = int(network.number("input_size"))
@@ -114,8 +116,10 @@ class HandMeshEstimator:
         finder = None
         if detector is not None:
             finder = HandDetector.from_pretrained(detector, runtime=small, threads=threads, precision=precision)
-        faces = load_hand_model(hand_model).faces
-        return cls(network, poses, faces, detector=finder, presence_threshold=presence_threshold)
+        model = load_hand_model(hand_model)
+        estimator = cls(network, poses, model.faces, detector=finder, presence_threshold=presence_threshold)
+        estimator.hand_model = model
+        return estimator
 
     def __call__(
         self,

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from handmesh.atomic import written_whole
+from handmesh.keypoints import KEYPOINT_NAMES, KeypointOrder, reorder
 from handmesh.normals import vertex_normals
-from handmesh.records import HandMesh
-from handmesh.skeleton import KEYPOINTS, MANO_JOINTS
+from handmesh.records import T_YUP_CAM, HandMesh
+from handmesh.skeleton import MANO_JOINTS
 
 if TYPE_CHECKING:
     import trimesh
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 _ARRAYS = ("box", "vertices", "joints", "translation", "joints_2d", "global_orient", "hand_pose", "betas", "faces")
 _SURFACE = ("vertices", "faces")
-_T_GLTF_CAM = np.diag([1.0, -1.0, -1.0])
 
 
 def export_hand(hand: HandMesh, path: str | os.PathLike[str]) -> None:
@@ -59,7 +59,7 @@ def export_hands(hands: Sequence[HandMesh], path: str | os.PathLike[str]) -> Non
         writer(hands, temporary)
 
 
-def to_json(hands: Sequence[HandMesh], *, mesh: bool = True) -> dict[str, Any]:
+def to_json(hands: Sequence[HandMesh], *, mesh: bool = True, keypoints: KeypointOrder = "freihand") -> dict[str, Any]:
     """The hands of a frame as what a .json file holds; `handmesh/assets/hands.schema.json` is its JSON Schema.
 
     ``format`` is "handmesh" and ``version`` grows when a field changes its meaning. ``units`` and ``axes`` say the
@@ -68,21 +68,27 @@ def to_json(hands: Sequence[HandMesh], *, mesh: bool = True) -> dict[str, Any]:
     width, height px, ``assumed`` and OpenCV's ``distortion``), ``box`` (x1, y1, x2, y2 px), ``vertices`` and
     ``joints`` (metres from the wrist), ``translation`` (the wrist in the camera), ``joints_2d`` (px),
     ``global_orient``, ``hand_pose`` and ``betas``, ``faces`` (vertex indices). Without ``mesh`` vertices and faces
-    are left out: about 4 kB a hand instead of 120.
+    are left out: about 4 kB a hand instead of 120. ``keypoints`` "openxr" gives ``joints`` and ``joints_2d`` in
+    OpenXR's order of 26.
     """
+    return {**json_head(keypoints), "hands": [hand_to_json(hand, mesh=mesh, keypoints=keypoints) for hand in hands]}
+
+
+def json_head(keypoints: KeypointOrder = "freihand") -> dict[str, Any]:
+    """What stands at the head of every .json: format, version, conventions and orders."""
     return {
         "format": "handmesh",
         "version": JSON_VERSION,
         "units": {"length": "metre", "angle": "radian", "image": "pixel, integer centres", "time": "second"},
         "axes": "camera: x right, y down, z forward; a point lies at vertices + translation",
-        "keypoint_names": list(KEYPOINTS),
+        "keypoint_names": list(KEYPOINT_NAMES[keypoints]),
         "rotation_names": list(MANO_JOINTS),
-        "hands": [hand_to_json(hand, mesh=mesh) for hand in hands],
     }
 
 
-def hand_to_json(hand: HandMesh, *, mesh: bool = True) -> dict[str, Any]:
+def hand_to_json(hand: HandMesh, *, mesh: bool = True, keypoints: KeypointOrder = "freihand") -> dict[str, Any]:
     """One entry of the list ``hands`` of `to_json`."""
+    joints, joints_2d = reorder(hand, keypoints)
     return {
         "side": hand.side,
         "score": float(hand.score),
@@ -90,6 +96,8 @@ def hand_to_json(hand: HandMesh, *, mesh: bool = True) -> dict[str, Any]:
         "track_id": hand.track_id,
         "camera": asdict(hand.camera),
         **{name: _shortest(getattr(hand, name)) for name in _ARRAYS if mesh or name not in _SURFACE},
+        "joints": _shortest(joints.astype(np.float32)),
+        "joints_2d": _shortest(joints_2d.astype(np.float32)),
     }
 
 
@@ -140,7 +148,7 @@ def _write_glb(hands: Sequence[HandMesh], path: Path) -> None:
 def _gltf_mesh(hand: HandMesh) -> trimesh.Trimesh:
     import trimesh
 
-    vertices = (hand.vertices + hand.translation) @ _T_GLTF_CAM.T  # half a turn about x: faces stay outside out
+    vertices = (hand.vertices + hand.translation) @ T_YUP_CAM  # half a turn about x: faces stay outside out
     return trimesh.Trimesh(vertices, hand.faces, vertex_normals=vertex_normals(vertices, hand.faces), process=False)
 
 

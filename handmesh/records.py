@@ -28,6 +28,10 @@ DEFAULT_FOV_DEG = 60.0
 """Field of view taken across a frame's longer side where no intrinsics are known: typical of webcams."""
 
 
+T_YUP_CAM = np.diag([1.0, -1.0, -1.0])
+"""Camera axes to y up and z towards the viewer, as glTF and most 3D programs have it; its own inverse."""
+
+
 def other_side(side: Side) -> Side:
     """Left for right and right for left."""
     return "left" if side == "right" else "right"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.assets import HandModelArrays
 from handmesh.estimator import (
     HandMeshEstimator,
     box_of_keypoints,
@@ -135,6 +136,11 @@ class HandTracker:
         self.smoothing = smoothing
         self._estimator = estimator
         self.reset()
+
+    @property
+    def hand_model(self) -> HandModelArrays | None:
+        """The estimator's."""
+        return self._estimator.hand_model
 
     def reset(self) -> None:
         """Forget all hands and times, as before the first frame of a video."""

