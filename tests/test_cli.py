@@ -177,7 +177,6 @@ def test_help_lists_only_commands_that_exist(capsys):
     for words, (module, _) in cli.TRAIN_COMMANDS.items():
         assert words[0] in said
         assert importlib.util.find_spec(module) is not None
-    assert "serve" not in said
 
 
 def test_training_commands_without_their_extra_say_what_to_install(monkeypatch, capsys):
