@@ -22,7 +22,7 @@ class AugmentConfig:
     shift: float = 0.06  # standard deviation, box sides
     turn_deg: float = 12.0  # standard deviation
     large_turn: float = 0.1  # turn by any angle
-    keep_left: float = 0.15  # show the hand mirrored, so that `right` is 0
+    keep_left: float = 0.2  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7
     occluder: float = 0.2
     colour: float = 1.0
@@ -134,8 +134,13 @@ def make_target(
         weight_3d=sample.trust_3d if known_3d else 0.0,
         weight_parameters=1.0 if posed else 0.0,
         weight_mask=0.0 if mask is None else 1.0,
-        weight_right=1.0,
+        weight_right=_side_weight(keep_left, config.keep_left),
     )
+
+
+def _side_weight(kept_left: bool, chance: float) -> float:
+    """Weight of a sample's side, such that both sides count the same; 1 on average."""
+    return 0.5 / (chance if kept_left else 1 - chance) if 0 < chance < 1 else 1.0
 
 
 def make_negative(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> Target:

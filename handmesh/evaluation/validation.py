@@ -38,10 +38,13 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     """Errors on a fixed batch; 3D ones only over samples that know their 3D.
 
     `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
-    and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels.
+    and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels. `right` is
+    the share of right hands taken for such, `left` that of their mirror images taken for left ones, `side` that of
+    hands whose image looks more like a right hand than its mirror image does.
     """
     prediction = predict(network, batch.crops)
     head = prediction.head
+    mirrored = predict(network, batch.crops.flip(2)).head.right
     truth_2d = batch.joints_2d.numpy()
     camera = head.camera[:, None]
     projected = camera[..., :1] * prediction.joints[..., :2] + camera[..., 1:]
@@ -54,6 +57,8 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
         "pck_10": pck(errors, 0.10),
         "presence": float((head.presence > 0).float().mean()),
         "right": float((head.right > 0).float().mean()),
+        "left": float((mirrored < 0).float().mean()),
+        "side": float((head.right > mirrored).float().mean()),
     }
     posed = batch.weight_parameters > 0
     if posed.any():

@@ -25,8 +25,10 @@ from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture, load_po
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
+from handmesh.model.deploy import load_torch_network
 from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, save_network
+from handmesh.model.unfold import unfold
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
@@ -34,6 +36,8 @@ from handmesh.training.curves import append_row
 from handmesh.training.losses import training_loss
 
 _log = logging.getLogger(__name__)
+
+CALIBRATION_BATCHES = 16  # that set the batch norms of a network that starts from folded weights
 
 
 class Ema:
@@ -72,20 +76,10 @@ class Trainer:
         self.config, self.folder = config, folder
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(config.seed)
-        self.network = HandRegressor(config.network, pretrained=pretrained)
-        for path in initial:
-            load_initial(self.network, path)
         self.per_step = config.batch_size * self.world
         self.steps = config.samples // self.per_step
         self.step = 0
-        self.ema = Ema(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
-        if (folder / "last.pt").is_file():
-            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
-        fast = accelerate(self.network)
-        self.model: nn.Module = DistributedDataParallel(fast) if self.world > 1 else fast
         size = config.network.input_size
-        self.validation = {name: fixed_batch(dataset, size) for name, dataset in validation.items()}
         self.stream = BatchStream(
             datasets,
             load_pool(background_folders),
@@ -96,9 +90,19 @@ class Trainer:
             rank=self.rank,
             steps=self.steps,
         )
+        self.network = HandRegressor(config.network, pretrained=pretrained)
+        for path in initial:
+            self._start_from(path)
+        self.ema = Ema(self.network, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
+        if (folder / "last.pt").is_file():
+            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
+        fast = accelerate(self.network)
+        self.model: nn.Module = DistributedDataParallel(fast) if self.world > 1 else fast
+        self.validation = {name: fixed_batch(dataset, size) for name, dataset in validation.items()}
         self.workers = workers
 
-    def run(self, *, minutes: float = float("inf"), save_every_s: float = 180, measure_every: int = 25_000) -> bool:
+    def run(self, *, minutes: float = float("inf"), save_every_s: float = 180, measure_every: int = 50_000) -> bool:
         """Train until done (True) or the time is up (False). Checkpoints by time, measures by samples."""
         started = saved = time.monotonic()
         measured = self.seen // measure_every
@@ -125,6 +129,17 @@ class Trainer:
             if time_up:
                 break
         return self.step >= self.steps
+
+    def _start_from(self, path: Path) -> None:
+        """Take over a checkpoint, or published weights, whose batch norms are set anew on the first batches."""
+        if path.suffix != ".onnx":
+            load_initial(self.network, path)
+            return
+        crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, len(self.stream))))
+        network = unfold(load_torch_network(path), crops)
+        if network.config != self.config.network:
+            raise ValueError(f"{path} holds {network.config}, this run trains {self.config.network}")
+        self.network = network
 
     @property
     def seen(self) -> int:
@@ -278,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
     parser.add_argument("--validation-photos", type=Path, nargs="*", default=[])
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[])
-    parser.add_argument("--init", type=Path, nargs="*", default=[], help="network, backbone or lifter checkpoints")
+    parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoints of a network, a backbone or a lifter, or an exported .onnx")
     parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet weights (needs the hub)")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--learning-rate", type=float)
