@@ -133,15 +133,9 @@ class HandMeshEstimator:
         Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
-<<<<<<< HEAD
-        for detected hands, the network may overrule: a hand that it takes for the other side is run again as such,
-        and the surer of the two runs is kept. Without ``camera`` that of the attribute `camera` is used; where there is
-        none either, a field of view of 60 degrees across the longer side is assumed, and ``HandMesh.camera.assumed``
-        says so.
-=======
-        for detected hands, the network decides: the hand is run as a right and as a left one, and the surer run is kept. Without ``camera`` a field of view of 60 degrees across the longer side
-        is assumed, and ``HandMesh.camera.assumed`` says so.
->>>>>>> a6ecb97 (Run a hand of unknown side both ways and keep the surer; test unfolding)
+        for detected hands, the hand is run as a left and as a right one, and the surer of the two is kept. Without
+        ``camera`` that of the attribute `camera` is used; where there is none either, a field of view of 60 degrees
+        across the longer side is assumed, and ``HandMesh.camera.assumed`` says so.
 
         Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
         or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
@@ -197,7 +191,6 @@ class HandMeshEstimator:
         outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
         return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
 
-<<<<<<< HEAD
     def _wanted(
         self, frame: NDArray[np.uint8], boxes: ArrayLike | None, sides: Sequence[Side | None] | None
     ) -> list[_Wanted]:
@@ -213,34 +206,13 @@ class HandMeshEstimator:
         ]
 
     def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
-        """One estimate each; where the side is not ``fixed``, that of the side which the network prefers."""
-        estimates = self._run(wanted)
-        doubtful = [i for i, e in enumerate(estimates) if not wanted[i].fixed and e.side_score < 0.5]
-        if doubtful:
-            again = self._run([replace(wanted[i], side=other_side(wanted[i].side)) for i in doubtful])
-            for i, other in zip(doubtful, again, strict=True):
-                if other.side_score > estimates[i].side_score:
-                    estimates[i] = other
-        return estimates
-=======
-    def _estimate(
-        self,
-        frame: NDArray[np.uint8],
-        boxes: Sequence[NDArray[np.float64]],
-        sides: Sequence[Side | None],
-        fixed: Sequence[bool],
-    ) -> list[_Estimate]:
-        """One estimate a box; where the side is not ``fixed``, both sides are run in one batch and the surer stays."""
-        guesses: list[Side] = [side or "right" for side in sides]
-        unsure = [i for i, known in enumerate(fixed) if not known]
-        estimates = self._run(
-            frame, [*boxes, *(boxes[i] for i in unsure)], [*guesses, *(other_side(guesses[i]) for i in unsure)]
-        )
-        for i, other in zip(unsure, estimates[len(boxes) :], strict=True):
+        """One estimate each; where the side is not ``fixed``, both sides are run in one batch and the surer stays."""
+        unsure = [i for i, one in enumerate(wanted) if not one.fixed]
+        estimates = self._run([*wanted, *(replace(wanted[i], side=other_side(wanted[i].side)) for i in unsure)])
+        for i, other in zip(unsure, estimates[len(wanted) :], strict=True):
             if other.side_score > estimates[i].side_score:
                 estimates[i] = other
-        return estimates[: len(boxes)]
->>>>>>> a6ecb97 (Run a hand of unknown side both ways and keep the surer; test unfolding)
+        return estimates[: len(wanted)]
 
     def _run(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
         """All crops through the network in one batch."""

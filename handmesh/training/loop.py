@@ -293,7 +293,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
     parser.add_argument("--validation-photos", type=Path, nargs="*", default=[])
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[])
-    parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoints of a network, a backbone or a lifter, or an exported .onnx")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="checkpoints of a network, a backbone or a lifter, or an exported .onnx",
+    )
     parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet weights (needs the hub)")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--learning-rate", type=float)
