@@ -27,6 +27,7 @@ TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("handmesh.training.loop", "train a hand network"),
     ("export",): ("handmesh.model.deploy", "fold a trained network and write it as ONNX"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
+    ("data", "freihand"): ("handmesh.datasets.freihand_check", "check a copy of FreiHAND"),
 }
 
 
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for words, (_, purpose) in TRAIN_COMMANDS.items():
         group, name = words[:-1], words[-1]
         if group not in groups:
-            parent = commands.add_parser(group[0], help="make training data (needs the train extra)")
+            parent = commands.add_parser(group[0], help="make and check training data (needs the train extra)")
             groups[group] = parent.add_subparsers(required=True, metavar="WHAT")
         groups[group].add_parser(name, help=f"{purpose} (needs the train extra)", add_help=False)
     return parser

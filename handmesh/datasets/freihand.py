@@ -1,63 +1,53 @@
-"""FreiHAND's layout (Zimmermann et al., ICCV 2019), real or rendered by `handmesh.synthesis`."""
+"""FreiHAND's layout (Zimmermann et al., ICCV 2019), real or rendered by `handmesh.synthesis`, as training samples."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from handmesh.assets import HandModelArrays
+from handmesh.datasets.freihand_files import FreiHandSplit, Split, read_table
 from handmesh.datasets.sample import HandSample
-
-Split = Literal["training", "evaluation"]
 
 
 class FreiHandDataset:
-    """Annotated hands under ROOT: `{split}/rgb/%08d.jpg`, masks, and K, xyz (and rotations, betas of our renders).
+    """Annotated right hands under ROOT, with K, xyz and what else is known of them.
 
-    Rendered sets keep their labels in `{split}_labels.npz` and `{split}_meta.npz`; the published archive has
-    `{split}_K.json` and `{split}_xyz.json`. The published training images come in four copies with other
-    backgrounds (numbers beyond the annotations), which are samples of their own here.
+    The published training images come in four copies with other backgrounds (numbers beyond the annotations), which
+    are samples of their own here. Rotations and betas are those of our renders' own labels (`{split}_meta.npz`), or for
+    the published archive of `{split}_mano.json` if a MANO model is given. Where they stay unknown, the keypoints alone
+    are the target.
     """
 
-    def __init__(self, root: Path, split: Split = "training") -> None:
-        """Raises FileNotFoundError or ValueError that names what is missing or does not fit together."""
+    def __init__(self, root: Path, split: Split = "training", mano: HandModelArrays | None = None) -> None:
+        """`mano` is the user's MANO model if the network is to have it: our renders' rotations are not MANO's then.
+
+        Raises FileNotFoundError or ValueError that names what is missing or does not fit together.
+        """
         self.root, self.split = Path(root), split
-        if not (self.root / split / "rgb").is_dir():
-            raise FileNotFoundError(f"no {split}/rgb under {self.root}: it does not look like FreiHAND's layout")
-        labels = self.root / f"{split}_labels.npz"
-        if labels.is_file():
-            with np.load(labels) as arrays:
-                self.intrinsics = arrays["K"].astype(np.float64)
-                self.joints = arrays["xyz"].astype(np.float64)
-        else:
-            self.intrinsics = np.asarray(_read_json(self.root / f"{split}_K.json"), np.float64)
-            self.joints = np.asarray(_read_json(self.root / f"{split}_xyz.json"), np.float64)
-        if self.intrinsics.shape[1:] != (3, 3) or self.joints.shape != (len(self.intrinsics), 21, 3):
-            raise ValueError(
-                f"labels of {self.root}/{split} must be K (N, 3, 3) and xyz (N, 21, 3), got "
-                f"{self.intrinsics.shape} and {self.joints.shape}"
-            )
+        self.files = FreiHandSplit.open(self.root, split)
+        self.intrinsics, self.copies = self.files.intrinsics, self.files.copies
+        self.joints = read_table(self.root, split, "xyz") if self.files.joints is None else self.files.joints
         broken = ~np.isfinite(self.joints).all((1, 2))
         if broken.any():
             raise ValueError(f"{self.root}/{split}: annotations {np.flatnonzero(broken)[:10].tolist()} are not finite")
-        self.rotations = self.betas = None
-        meta = self.root / f"{split}_meta.npz"
+        self.rotations: NDArray[np.float64] | None = None
+        self.betas: NDArray[np.float64] | None = None
         self.meta: dict[str, np.ndarray] = {}
+        meta = self.root / f"{split}_meta.npz"
         if meta.is_file():
             with np.load(meta) as arrays:
                 self.meta = {key: arrays[key] for key in arrays.files}
-            self.rotations = self.meta["rotations"].astype(np.float64)
-            self.betas = self.meta["betas"].astype(np.float64)
-        images = sum(1 for _ in (self.root / split / "rgb").glob("*.jpg"))
-        self.copies = images // len(self.joints)
-        if self.copies == 0 or images % len(self.joints):
-            raise ValueError(f"{self.root}/{split}: {images} images for {len(self.joints)} annotations")
+            if mano is None:
+                self.rotations = self.meta["rotations"].astype(np.float64)
+                self.betas = self.meta["betas"].astype(np.float64)
+        elif mano is not None and self.files.mano is not None:
+            self.rotations, self.betas = mano_parameters(self.files.mano, mano)
 
     def __len__(self) -> int:
-        return len(self.joints) * self.copies
+        return len(self.files)
 
     def __getitem__(self, index: int) -> HandSample:
         """The sample of image `index`. Raises ValueError that names an image that cannot be read."""
@@ -65,34 +55,30 @@ class FreiHandDataset:
         joints, intrinsics = self.joints[row], self.intrinsics[row]
         projected = joints @ intrinsics.T
         return HandSample(
-            image=self._read("rgb", index, cv2.IMREAD_COLOR_RGB),
+            image=self.files.image(index),
             joints_2d=projected[:, :2] / projected[:, 2:],
             side="right",
             intrinsics=intrinsics,
             joints=joints - joints[:1],
             rotations=None if self.rotations is None else self.rotations[row],
             betas=None if self.betas is None else self.betas[row],
-            mask=self._read_optional("mask", row),
-            alpha=self._read_optional("alpha", row),
+            mask=self.files.layer("mask", row),  # all copies show the hand at the same place
+            alpha=self.files.layer("alpha", row),
         )
 
-    def _path(self, layer: str, index: int) -> Path:
-        return self.root / self.split / layer / f"{index:08d}.jpg"
 
-    def _read(self, layer: str, index: int, mode: int) -> np.ndarray:
-        image = cv2.imread(str(self._path(layer, index)), mode)
-        if image is None:
-            raise ValueError(f"cannot read image {self._path(layer, index)}")
-        return image
+def mano_parameters(
+    rows: NDArray[np.float64], mano: HandModelArrays
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotations (N, 16, 3, 3) and betas (N, 10) of FreiHAND's annotation rows (N, 61).
 
-    def _read_optional(self, layer: str, index: int) -> np.ndarray | None:
-        if not self._path(layer, index).is_file():
-            return None
-        return self._read(layer, index, cv2.IMREAD_GRAYSCALE)
+    The annotated pose leaves out MANO's mean pose (lmb-freiburg/freihand, utils/model.py: `use_mean_pose=True`).
+    """
+    import torch
 
+    from handmesh.model.rotations import rotvec_to_rotmat
 
-def _read_json(path: Path) -> list:
-    if not path.is_file():
-        raise FileNotFoundError(f"missing annotation file {path}")
-    with path.open() as file:
-        return json.load(file)
+    pose = rows[:, :48].copy()
+    pose[:, 3:] += mano.hands_mean
+    rotations = rotvec_to_rotmat(torch.from_numpy(pose.reshape(-1, 16, 3)))
+    return rotations.numpy(), rows[:, 48:58].copy()

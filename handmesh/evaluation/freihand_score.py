@@ -10,24 +10,21 @@ and its aligned F-scores mean little; those of the whole fit are added as ``pa_b
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.alignment import align_root, align_similarity, fit_similarity
+from handmesh.datasets.freihand_files import read_json, stacked, table_path
 from handmesh.skeleton import KEYPOINTS
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
-
-FRAMES = 3960
-"""Images of the published evaluation split."""
 
 _AUC_THRESHOLDS_M = np.linspace(0.0, 0.05, 100)
 _F_THRESHOLDS_M = {"f5": 0.005, "f15": 0.015}
@@ -63,7 +60,8 @@ def read_prediction(path: Path) -> Frames:
     content = read_json(path)
     if not isinstance(content, list) or len(content) != 2:
         raise ValueError(f"{path} must be a list of two lists, [xyz, verts], with one entry a frame in each")
-    frames = Frames(*(_stack(part, f"{path}: {name}") for part, name in zip(content, ("xyz", "verts"), strict=True)))
+    parts = zip(content, ("xyz", "verts"), strict=True)
+    frames = Frames(*(stacked(part, (None, 3), f"{path}: {name}") for part, name in parts))
     if len(frames.joints) and float(np.median(np.abs(frames.joints))) > 10.0:
         _log.warning("%s: joints lie tens of metres away; are they in millimetres? metres are wanted", path)
     return frames
@@ -71,14 +69,14 @@ def read_prediction(path: Path) -> Frames:
 
 def read_truth(root: Path) -> Frames:
     """The labels ``evaluation_xyz.json`` and ``evaluation_verts.json`` under `root`. Errors as `read_prediction`."""
-    files = [root / f"evaluation_{name}.json" for name in ("xyz", "verts")]
+    files = [table_path(root, "evaluation", name) for name in ("xyz", "verts")]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{root} lacks {' and '.join(missing)}: the labels come with FreiHAND's evaluation archive "
             "(FreiHAND_pub_v2_eval), not with the training archive"
         )
-    return Frames(*(_stack(read_json(file), str(file)) for file in files))
+    return Frames(*(stacked(read_json(file), (None, 3), str(file)) for file in files))
 
 
 def score_files(prediction: Path, root: Path, watch: Watch = iter) -> Scores:
@@ -149,34 +147,6 @@ TABLE_HEAD = f"| method | {' | '.join(_COLUMNS)} |\n|---|{'---:|' * len(_COLUMNS
 
 def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises FileNotFoundError, or ValueError for a file that is not whole."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a whole JSON file (was writing or unpacking it stopped?): {error}") from error
-
-
-def _stack(frames: Any, name: str) -> Array:
-    """(N, P, 3) from nested lists; names the first frame that does not fit."""
-    if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{name} must be a list with an entry a frame")
-    arrays: list[Array] = []
-    for number, frame in enumerate(frames):
-        try:
-            array = np.asarray(frame, np.float64)
-        except (TypeError, ValueError):
-            array = np.zeros(0)
-        if array.ndim != 2 or array.shape[-1] != 3 or array.shape != (arrays[0] if arrays else array).shape:
-            wanted = f"{arrays[0].shape} as in frame 0" if arrays else "(points, 3)"
-            raise ValueError(f"{name}, frame {number}: must hold numbers of shape {wanted}, got {array.shape}")
-        arrays.append(array)
-    return np.stack(arrays)
 
 
 def _check_finite(points: Array, name: str) -> None:
