@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -77,6 +78,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(import_module, "trimesh")  # the first file shall not wait for it
         yield
         await service.close()
 
@@ -184,9 +186,8 @@ async def export(
     data = await read_body(request, service.limits.export_bytes)
 
     def work() -> tuple[bytes, str]:
-        return _file(list(decode_all(data, faces)), format)
+        return _file(list(decode_all(data, service.engine.faces)), format)
 
-    faces = await service.engine.run(service.engine.faces)
     content, kind = await _or_refuse(asyncio.to_thread(work))
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
 
@@ -223,8 +224,8 @@ async def _greeted(socket: WebSocket, service: Service) -> AsyncIterator[bool]:
     service.streams += 1
     try:
         with contextlib.suppress(WebSocketDisconnect):  # while it is greeted
-            faces = await service.engine.run(service.engine.faces)
-            await socket.send_json(greeting(faces, None if service.source is None else service.source.name))
+            source_name = None if service.source is None else service.source.name
+            await socket.send_json(greeting(service.engine.faces, source_name))
             yield True
     finally:
         service.streams -= 1

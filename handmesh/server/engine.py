@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from handmesh.estimator import HandMeshEstimator
 from handmesh.tracker import HandTracker
@@ -28,17 +27,15 @@ class Engine:
         self.max_hands = max_hands
         self.waiting = 0
         """Jobs handed over by `run` that are not done."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="handmesh-engine")
+        rest = np.tile(np.eye(3), (1, 16, 1, 1))
+        self.faces = estimator.pose(rest, np.zeros((1, 10)), ["right"])[0].faces
+        """(F, 3) vertex indices of a right hand's mesh."""
         self.tracker()  # settings out of range are noticed now
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="handmesh-engine")
 
     def tracker(self) -> HandTracker:
         """A new tracker. Call it in jobs only."""
         return HandTracker(self.estimator, self.max_hands)
-
-    def faces(self) -> NDArray:
-        """(F, 3) vertex indices of a right hand's mesh. Call it in jobs only."""
-        rest = np.tile(np.eye(3), (1, 16, 1, 1))
-        return self.estimator.pose(rest, np.zeros((1, 10)), ["right"])[0].faces
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Hand a job over from any thread."""

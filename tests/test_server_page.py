@@ -1,0 +1,178 @@
+"""The page in a real browser, with the shipped weights and a camera that shows the bundled clip."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import browser as chromium
+import cv2
+import numpy as np
+import pytest
+import trimesh
+
+DEMOS = Path(__file__).parent.parent / "demos"
+WAIT_MS = 30_000  # loaded computers take their time
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("playwright"), reason="playwright is missing: pip install '.[dev]'"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def play():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        yield play
+
+
+@pytest.fixture(scope="module")
+def browser(play, tmp_path_factory):
+    clip = chromium.write_camera_clip(tmp_path_factory.mktemp("camera") / "clip.mjpeg")
+    browser = chromium.launch(play, clip)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def served():
+    with chromium.Served("--source", "sample") as server:
+        yield server
+
+
+@pytest.fixture
+def open_page():
+    """Opens a server's page and waits until it is connected; a complaint on the browser's console fails the test."""
+    contexts, complaints = [], []
+
+    def note(text: str) -> None:
+        if "ERR_CONNECTION_REFUSED" not in text and "WebGL" not in text:  # what tests take away is complained about
+            complaints.append(text)
+
+    def open_(browser, url: str):
+        context = browser.new_context(viewport={"width": 1000, "height": 640}, permissions=["camera"])
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: note(str(error)))
+        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
+        page.goto(url)
+        page.wait_for_selector("#status[data-state=open]")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture
+def page(open_page, browser, served):
+    return open_page(browser, served.url)
+
+
+def wait_for_hands(page) -> None:
+    page.wait_for_selector("#hands li.right, #hands li.left")
+
+
+def painted(page, of: str) -> float:
+    """Share of an element's place where something coloured is drawn, the picture hidden."""
+    page.evaluate("document.getElementById('picture').style.visibility = 'hidden'")
+    data = page.locator(of).screenshot()
+    page.evaluate("document.getElementById('picture').style.visibility = ''")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    return float(((pixels.max(-1) - pixels.min(-1)) > 60).mean())
+
+
+def download(page, action, path: Path) -> Path:
+    with page.expect_download() as file:
+        action()
+    file.value.save_as(path)
+    return path
+
+
+def check_names_and_widths(page) -> None:
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, select, input:not([hidden]), canvas:not([aria-hidden])')]
+        .filter(e => !(e.textContent.trim() || e.ariaLabel || e.labels?.[0]?.textContent.trim())).map(e => e.id)"""
+    )
+    assert unnamed == []
+    for width in (360, 1000):
+        page.set_viewport_size({"width": width, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{width} px are too narrow"
+
+
+def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
+    check_names_and_widths(page)
+    page.click("#start-camera")
+    wait_for_hands(page)
+    page.wait_for_selector("#fps:text-matches('[0-9]')")
+    assert painted(page, "#frame") > 0.01
+    assert painted(page, "#space") > 0.005
+
+    glb = download(page, lambda: page.keyboard.press("g"), tmp_path / "hands.glb")
+    meshes = trimesh.load_scene(glb).geometry
+    assert {name.split("_")[0] for name in meshes} <= {"left", "right"}
+    assert all(len(mesh.vertices) > 1000 for mesh in meshes.values())
+    document = json.loads(download(page, lambda: page.click("#save-json"), tmp_path / "hands.json").read_text())
+    assert document["format"] == "handmesh"
+    assert len(document["hands"][0]["joints"]) == 21
+
+    page.keyboard.press("m")
+    page.wait_for_timeout(300)
+    assert painted(page, "#frame") < 0.001
+    page.keyboard.press("k")
+    page.wait_for_timeout(300)
+    assert painted(page, "#frame") > 0.001
+
+
+def test_a_picture_a_video_and_the_servers_own_clip_show_hands(page, tmp_path):
+    page.set_input_files("#file", DEMOS / "sample_1.jpg")
+    wait_for_hands(page)
+    assert "hand" in page.get_attribute("#picture", "aria-label")
+    page.click("#stop")
+    page.wait_for_selector("#hands li.none")
+
+    video = cv2.VideoWriter(str(tmp_path / "clip.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (640, 480))
+    for _ in range(10):
+        video.write(cv2.imread(str(DEMOS / "sample_2.jpg")))
+    video.release()
+    page.set_input_files("#file", tmp_path / "clip.webm")
+    wait_for_hands(page)
+
+    page.click("#use-server")
+    page.wait_for_selector("#use-server[aria-pressed=true]")
+    wait_for_hands(page)
+
+    (tmp_path / "notes.jpg").write_text("no picture")
+    page.set_input_files("#file", tmp_path / "notes.jpg")
+    page.wait_for_selector("#trouble:text('notes.jpg')")
+    assert page.is_visible("#start-camera")
+
+
+def test_without_webgl_skeletons_are_drawn_and_it_is_said(play, open_page, served):
+    browser = chromium.launch(play, flags=["--disable-3d-apis"])
+    page = open_page(browser, served.url)
+    assert "WebGL" in page.inner_text("#no-webgl")
+    page.set_input_files("#file", DEMOS / "sample_1.jpg")
+    wait_for_hands(page)
+    assert painted(page, "#frame") > 0.001
+    browser.close()
+
+
+def test_a_lost_server_is_told_and_found_again(page, served):
+    page.click("#start-camera")
+    wait_for_hands(page)
+    served.stop()  # this test comes last
+    page.wait_for_selector("#trouble:text('Lost the server')")
+    assert page.get_attribute("#status", "data-state") in ("lost", "connecting")
+    with chromium.Served(port=served.port):
+        page.wait_for_selector("#status[data-state=open]")
+        wait_for_hands(page)
+        assert page.is_hidden("#trouble")
