@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import signal
@@ -12,16 +13,19 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import cv2
 import graphs
 import numpy as np
 import pytest
 import trimesh
+from pygltflib import GLTF2
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from websockets.sync.client import connect
 
+import handmesh
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator
 from handmesh.server.access import Access, Bucket, is_loopback
@@ -104,7 +108,7 @@ def test_given_intrinsics_are_used(serve):
     (near,) = client.post("/v1/hands?fx=200&fy=200&cx=160&cy=128&mesh=false", content=HAND).json()["hands"]
     (far,) = client.post("/v1/hands?fx=400&fy=400&cx=160&cy=128&mesh=false", content=HAND).json()["hands"]
     assert not near["camera"]["assumed"]
-    assert near["vertices"] == near["faces"] == []
+    assert "vertices" not in near
     assert far["translation"][2] == pytest.approx(2 * near["translation"][2], rel=0.02)
 
 
@@ -205,6 +209,8 @@ def test_a_stream_takes_options_and_names_what_is_wrong(serve):
             ('{"fov_deg": 0}', "fov_deg"),
             ('{"camera": 5}', "camera"),
             ('{"camera": {"fx": "1"}}', "camera.fx"),
+            (json.dumps({"camera": camera | {"distortion": ["a"]}}), "camera.distortion"),
+            (json.dumps({"camera": camera | {"distortion": [0.1]}}), "k1, k2"),
             (json.dumps({"camera": camera | {"width": 3.5}}), "whole number"),
         ]:
             ws.send_text(text)
@@ -285,6 +291,56 @@ def test_what_a_stream_sent_can_be_exported(serve, tmp_path):
     assert len(trimesh.load_mesh(tmp_path / "hands.ply").faces) == len(graphs.FACES)
     assert client.post("/v1/export?format=json", content=message).json()["hands"][0]["side"] == "right"
     assert client.post("/v1/export", content=message[:-1]).status_code == 422
+
+
+def recorded(client: Client, pictures: list[bytes]) -> bytes:
+    """What a stream sent for these pictures."""
+    with client.websocket_connect("/v1/stream") as ws:
+        ws.receive_json()
+        ws.send_text('{"format": "binary", "mesh": false}')
+        messages = []
+        for number, picture in enumerate(pictures):
+            ws.send_bytes(frame_message(number / 25, picture))
+            messages.append(ws.receive_bytes())
+    return b"".join(messages)
+
+
+def test_a_recording_becomes_one_file_of_a_clip(serve, tmp_path):
+    client = serve()
+    recording = recorded(client, [HAND, HAND, NO_HAND, HAND])
+    clip = client.post("/v1/export?format=json", content=recording).json()
+    assert clip["fps"] == pytest.approx(25)
+    assert [frame["time_s"] for frame in clip["frames"]] == pytest.approx([0, 0.04, 0.08, 0.12])
+    assert clip["frames"][0]["hands"][0]["side"] == "right"
+    answer = client.post("/v1/export?format=glb", content=recording)
+    (tmp_path / "hands.glb").write_bytes(answer.content)
+    (animation,) = GLTF2().load(tmp_path / "hands.glb").animations
+    assert len(animation.channels) > 16
+    assert client.post("/v1/export?format=bvh", content=recording).text.startswith("HIERARCHY")
+    assert client.post("/v1/export?format=ply", content=recording).status_code == 422
+    assert client.post("/v1/export", content=recorded(client, [NO_HAND, NO_HAND])).status_code == 404
+    backwards = recording + recording
+    assert "increase" in client.post("/v1/export", content=backwards).json()["detail"]
+
+
+def test_several_hands_skeletons_come_as_an_archive(serve):
+    client = serve()
+    frame = graphs.draw_hand(hand_frame(80), (240, 120), 64, "left")
+    answer = client.post("/v1/export?format=bvh", content=recorded(client, [encoded(frame)] * 2))
+    assert "hands.zip" in answer.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert sorted(archive.namelist()) == ["hands_left_1.bvh", "hands_right_0.bvh"]
+
+
+def test_the_servers_intrinsics_are_used_for_frames_of_their_proportions(serve, estimator):
+    estimator.camera = handmesh.Camera(640, 640, 319.5, 255.5, 640, 512)
+    with serve().websocket_connect("/v1/stream") as ws:
+        ws.receive_json()
+        ws.send_bytes(frame_message(0.0))  # 320 x 256
+        camera = ws.receive_json()["camera"]
+        assert (camera["fx"], camera["assumed"]) == (320, False)
+        ws.send_bytes(frame_message(0.1, encoded(hand_frame()[:, :256])))
+        assert ws.receive_json()["camera"]["assumed"]
 
 
 # --- the server's own source

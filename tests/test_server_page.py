@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
+from pygltflib import GLTF2
 
 DEMOS = Path(__file__).parent.parent / "demos"
 WAIT_MS = 30_000  # loaded computers take their time
@@ -123,6 +124,13 @@ def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
     document = json.loads(download(page, lambda: page.click("#save-json"), tmp_path / "hands.json").read_text())
     assert document["format"] == "handmesh"
     assert len(document["hands"][0]["joints"]) == 21
+
+    page.keyboard.press("r")
+    page.wait_for_selector("#recording:text('s')")
+    page.keyboard.press("r")
+    save = page.locator("[aria-label='Save the recording as GLB']")
+    (animation,) = GLTF2().load(download(page, save.click, tmp_path / "recording.glb")).animations
+    assert len(animation.channels) > 16
 
     page.keyboard.press("m")
     page.wait_for_timeout(300)

@@ -92,6 +92,12 @@ def test_damage_is_named(message, complaint):
         list(decode_all(message, FACES))
 
 
+def test_a_lens_comes_back():
+    camera = Camera(500.0, 510.0, 320.0, 240.0, 640, 480, distortion=(-0.25, 0.125, 0.5, 0.0, 0.0625))
+    back = decode(encode(HandFrame([], camera, 0.0)), FACES).camera
+    assert back == Camera(500.0, 510.0, 320.0, 240.0, 640, 480, distortion=(*camera.distortion, 0.0, 0.0, 0.0))
+
+
 def test_json_has_the_frame_beside_the_hands():
     document = json.loads(json.dumps(frame_to_json(FRAME)))
     assert document["format"] == "handmesh"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import tempfile
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,8 +21,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
 import handmesh
-from handmesh.estimator import check_camera
-from handmesh.export import export_hands
+from handmesh.assets import HandModelArrays
+from handmesh.clip import Clip
+from handmesh.clip_export import export_clip
+from handmesh.export import WRITERS, export_hands
 from handmesh.records import Camera
 from handmesh.server.access import SUBPROTOCOL, Access, Gate
 from handmesh.server.engine import Engine
@@ -38,9 +41,11 @@ MEDIA_TYPES = {
     "obj": "model/obj",
     "ply": "application/octet-stream",
     "npz": "application/octet-stream",
+    "bvh": "text/plain",
+    "zip": "application/zip",
     "binary": "application/octet-stream",
 }
-FileFormat = Literal["json", "glb", "obj", "ply", "npz"]
+ExportFormat = Literal["json", "glb", "bvh", "npz", "obj", "ply"]
 HandsFormat = Literal["json", "glb", "obj", "ply", "npz", "binary"]
 
 T = TypeVar("T")
@@ -154,12 +159,11 @@ async def hands(
 
     def work() -> tuple[bytes, str]:
         picture = read_picture_bytes(data, service.limits.picture_pixels)
-        camera = _camera((fx, fy, cx, cy), picture)
-        found = service.engine.estimator(picture, camera=camera)[: service.engine.max_hands]
-        if not mesh:
-            found = [without_mesh(hand) for hand in found]
-        frame = HandFrame(found, check_camera(camera, picture), 0.0)
-        return (encode(frame), format) if format == "binary" else _file([frame], format)
+        camera = _camera((fx, fy, cx, cy), picture) or service.engine.camera_of(picture)
+        found = service.engine.estimator(picture, camera=camera)
+        if format == "binary":
+            return encode(HandFrame(found if mesh else [without_mesh(hand) for hand in found], camera, 0.0)), format
+        return _file([HandFrame(found, camera, 0.0)], format, mesh=mesh)
 
     content, kind = await _or_refuse(service.engine.run(work))
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
@@ -171,22 +175,27 @@ async def hands(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "description": "Binary messages of a stream, with meshes, one after another as they came.",
+            "description": "Binary messages of a stream, one after another as they came: one with meshes, or a clip.",
             "content": {"application/octet-stream": _BYTES},
         }
     },
-    responses={200: {"description": "The file."}, 413: {"description": "The recording has too many bytes."}},
+    responses={
+        200: {"description": "The file; bvh of several hands is a zip."},
+        404: {"description": "There is no hand in the recording."},
+        413: {"description": "The recording has too many bytes."},
+        422: {"description": "The recording is damaged, or the format does not fit it."},
+    },
 )
 async def export(
     request: Request,
-    format: Annotated[FileFormat, Query(description="one frame fits each; a clip json and glb")] = "glb",
+    format: Annotated[ExportFormat, Query(description="a clip fits all but obj and ply")] = "glb",
 ) -> Response:
     """A file of what a stream sent: the hands of one frame, or of a clip."""
     service: Service = request.app.state.service
     data = await read_body(request, service.limits.export_bytes)
 
     def work() -> tuple[bytes, str]:
-        return _file(list(decode_all(data, service.engine.faces)), format)
+        return _file(list(decode_all(data, service.engine.faces)), format, model=service.engine.estimator.hand_model)
 
     content, kind = await _or_refuse(asyncio.to_thread(work))
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
@@ -250,19 +259,40 @@ def _camera(intrinsics: Sequence[float | None], picture: np.ndarray) -> Camera |
     return Camera(*given, width=picture.shape[1], height=picture.shape[0])
 
 
-def _file(frames: Sequence[HandFrame], kind: str) -> tuple[bytes, str]:
-    """The bytes of a file of one frame or of a clip, and its kind again."""
-    if len(frames) != 1:
-        raise ValueError("a clip cannot be written yet")
-    (frame,) = frames
-    if kind == "json":
-        return json.dumps(frame_to_json(frame), separators=(",", ":")).encode(), kind
-    if not frame.hands:
-        raise LookupError("there is no hand in the picture")
+def _file(
+    frames: Sequence[HandFrame], kind: str, *, model: HandModelArrays | None = None, mesh: bool = True
+) -> tuple[bytes, str]:
+    """The bytes of a file of one frame's or a clip's hands, and its suffix: that of ``kind``, or zip for several."""
+    if len(frames) == 1 and kind == "json":
+        return json.dumps(frame_to_json(frames[0], mesh=mesh), separators=(",", ":")).encode(), kind
+    if not any(frame.hands for frame in frames):
+        raise LookupError(
+            "there is no hand in the picture" if len(frames) == 1 else "there is no hand in the recording"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"hands.{kind}"
-        export_hands(frame.hands, path)
-        return path.read_bytes(), kind
+        if len(frames) == 1 and path.suffix in WRITERS:
+            export_hands(frames[0].hands, path)
+            written = [path]
+        else:
+            written = export_clip(_clip(frames), path, model)
+        if len(written) == 1:
+            return written[0].read_bytes(), kind
+        archive = path.with_suffix(".zip")
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for file in written:
+                packed.write(file, file.name)
+        return archive.read_bytes(), "zip"
+
+
+def _clip(frames: Sequence[HandFrame]) -> Clip:
+    times_s = np.array([frame.time_s for frame in frames])
+    if (np.diff(times_s) <= 0).any():
+        raise ValueError("the times of a recording's frames must increase")
+    clip = Clip(fps=1.0 if len(times_s) == 1 else float(1 / np.median(np.diff(times_s))))
+    for frame in frames:
+        clip.add(frame.time_s - times_s[0], frame.hands)
+    return clip
 
 
 async def _or_refuse(work: Awaitable[T]) -> T:

@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from handmesh.estimator import HandMeshEstimator
+from handmesh.estimator import HandMeshEstimator, check_camera
+from handmesh.records import DEFAULT_FOV_DEG, Camera
 from handmesh.tracker import HandTracker
 
 T = TypeVar("T")
@@ -36,6 +38,14 @@ class Engine:
     def tracker(self) -> HandTracker:
         """A new tracker. Call it in jobs only."""
         return HandTracker(self.estimator, self.max_hands)
+
+    def camera_of(self, picture: NDArray[np.uint8], fov_deg: float = DEFAULT_FOV_DEG) -> Camera:
+        """The estimator's camera if a client's picture (H, W, 3) has its proportions, else one assumed."""
+        height, width = picture.shape[:2]
+        known = self.estimator.camera
+        if known is not None and abs(known.width * height - known.height * width) <= max(width, height):
+            return check_camera(None, picture, known)
+        return Camera.from_fov(width, height, fov_deg)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Hand a job over from any thread."""

@@ -14,7 +14,6 @@ import cv2
 from starlette.websockets import WebSocket
 
 from handmesh.estimator import check_camera
-from handmesh.records import Camera
 from handmesh.server.engine import Engine, Newest
 from handmesh.server.osc import OscSender
 from handmesh.server.stream import StreamOptions, packed, say_error, send, until_first_ends
@@ -36,7 +35,6 @@ class ServerSource:
 
     ``open_source`` opens it, again and again: a clip starts anew at its end, and a camera that is lost or busy is tried
     for every two seconds. The source is open only while somebody listens; an `OscSender` listens all the time.
-    ``camera`` are the intrinsics of its frames.
     """
 
     def __init__(
@@ -45,11 +43,10 @@ class ServerSource:
         name: str,
         open_source: Callable[[], FrameSource],
         *,
-        camera: Camera | None = None,
         osc: OscSender | None = None,
     ) -> None:
         self.name = name
-        self._engine, self._open, self._camera, self._osc = engine, open_source, camera, osc
+        self._engine, self._open, self._osc = engine, open_source, osc
         self._listeners: dict[Listener, Callable[[], bool]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -83,7 +80,7 @@ class ServerSource:
             self._listeners.clear()
             self._stop.set()
             thread, source = self._thread, self._source
-        if source is not None:
+        if source is not None and source.live:
             source.close()  # ends the wait for a camera that delivers nothing
         if thread is not None:
             thread.join()
@@ -128,7 +125,7 @@ class ServerSource:
 
     def _find(self, tracker: HandTracker, frame: Frame, time_s: float, decode_ms: float) -> HandFrame:
         """On the engine's thread."""
-        camera = check_camera(self._camera, frame)
+        camera = check_camera(None, frame, self._engine.estimator.camera)
         began_s = time.perf_counter()
         hands = tracker(frame, time_s, camera)
         hands_ms = 1000 * (time.perf_counter() - began_s)

@@ -71,9 +71,10 @@ class StreamOptions:
     picture: bool = False
     """Send the frames of the server's own source too, as JPEG; in binary messages only."""
     fov_deg: float = DEFAULT_FOV_DEG
-    """Field of view assumed across the longer side where no camera is given."""
+    """Field of view assumed across the longer side where neither client nor server knows the camera."""
     camera: Camera | None = None
-    """Intrinsics as an object fx, fy, cx, cy, width, height (px of the frames as sent), or null."""
+    """Intrinsics as an object fx, fy, cx, cy, width, height (px of the frames as sent) and, where the lens bends
+    straight lines, OpenCV's distortion; null for the server's."""
 
     def updated(self, text: str) -> StreamOptions:
         """These options with a client's changes. Raises ``ValueError`` that says what is wrong with them."""
@@ -101,10 +102,12 @@ class StreamOptions:
 
 def _camera(values: dict[str, Any]) -> Camera:
     numbers = {name: values.get(name) for name in ("fx", "fy", "cx", "cy", "width", "height")}
-    for name, value in numbers.items():
+    distortion = values.get("distortion", [])
+    lens = distortion if isinstance(distortion, list) else [distortion]
+    for name, value in [*numbers.items(), *(("distortion", value) for value in lens)]:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"camera.{name} must be a number of pixels, not {value!r}")
-    return Camera(**numbers)  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"camera.{name} must be a number, not {value!r}")
+    return Camera(**numbers, distortion=lens)  # pyright: ignore[reportArgumentType]
 
 
 def greeting(faces: np.ndarray, source: str | None) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class Stream:
         if time_s <= self._last_s:  # another video, or a clock that was set back
             self._tracker.reset()
         self._tracker.smoothing = self._smoothing if options.smoothing else None
-        camera = options.camera or Camera.from_fov(picture.shape[1], picture.shape[0], options.fov_deg)
+        camera = options.camera or self._engine.camera_of(picture, options.fov_deg)
         hands = self._tracker(picture, time_s, camera)
         self._last_s = time_s
         frame = HandFrame(
@@ -204,12 +207,12 @@ class Stream:
 
 def packed(frame: HandFrame, options: StreamOptions) -> bytes | str:
     """A frame's hands as the options want them."""
-    if not options.mesh:
-        frame = replace(frame, hands=[without_mesh(hand) for hand in frame.hands])
     if options.format == "binary":
-        return encode(frame if options.picture else replace(frame, picture=b""))
+        hands = frame.hands if options.mesh else [without_mesh(hand) for hand in frame.hands]
+        return encode(replace(frame, hands=hands, picture=frame.picture if options.picture else b""))
     hands = [replace(hand, faces=np.zeros((0, 3), np.int32)) for hand in frame.hands]  # the greeting has them
-    return json.dumps({"type": "hands", **frame_to_json(replace(frame, hands=hands))}, separators=(",", ":"))
+    answer = frame_to_json(replace(frame, hands=hands), mesh=options.mesh)
+    return json.dumps({"type": "hands", **answer}, separators=(",", ":"))
 
 
 async def send(socket: WebSocket, reply: bytes | str) -> None:

@@ -117,6 +117,7 @@ def encode(frame: HandFrame) -> bytes:
     header["size"] = HEADER.itemsize + records.nbytes + len(frame.picture)
     header["time_s"] = frame.time_s
     header["camera"] = camera.fx, camera.fy, camera.cx, camera.cy
+    header["distortion"][: len(camera.distortion)] = camera.distortion
     header["width"], header["height"] = camera.width, camera.height
     header["flags"] = _ASSUMED if camera.assumed else 0
     header["dropped"] = frame.dropped
@@ -162,7 +163,8 @@ def _decode(message: bytes, faces: NDArray[np.integer]) -> HandFrame:
     records = np.frombuffer(message, hand_dtype(count), int(header["hands"]), HEADER.itemsize)
     assumed = bool(header["flags"] & _ASSUMED)
     fx, fy, cx, cy = header["camera"].tolist()
-    camera = Camera(fx, fy, cx, cy, int(header["width"]), int(header["height"]), assumed)
+    distortion = header["distortion"].tolist()
+    camera = Camera(fx, fy, cx, cy, int(header["width"]), int(header["height"]), assumed, distortion)
     return HandFrame(
         hands=[_hand(record, camera, faces if count else np.zeros((0, 3), np.int32)) for record in records],
         camera=camera,
@@ -191,10 +193,10 @@ def _hand(record: np.void, camera: Camera, faces: NDArray[np.integer]) -> HandMe
     )
 
 
-def frame_to_json(frame: HandFrame) -> dict[str, Any]:
+def frame_to_json(frame: HandFrame, *, mesh: bool = True) -> dict[str, Any]:
     """The same as an object: `handmesh.export.to_json`, with the frame's ``time_s``, ``camera`` and times beside it."""
     return {
-        **to_json(frame.hands),
+        **to_json(frame.hands, mesh=mesh),
         "time_s": frame.time_s,
         "camera": asdict(frame.camera),
         "dropped": frame.dropped,

@@ -79,6 +79,7 @@ function listHands(hands, assumed = true) {
   }
   $('hands').replaceChildren(...items);
   $('assumed').hidden = !hands.length || !assumed;
+  $('fov').disabled = hands.length > 0 && !assumed; // the server knows the camera
   const count = hands.map(hand => hand.side).sort().join(' and ') || 'no';
   const label = mode ? `Picture with ${count} hand${hands.length > 1 ? 's' : ''}` : 'No picture yet';
   if ($('picture').getAttribute('aria-label') !== label) $('picture').setAttribute('aria-label', label);
@@ -150,7 +151,7 @@ function show(frame, message, stages, delay, now) {
   views.show(frame, style());
   listHands(frame.hands, frame.camera.assumed);
   if (!recorder.add(message)) endRecording('The recording is full.');
-  else if (recorder.on && recorder.frames % 10 === 0) $('recording').textContent = `${recorder.seconds.toFixed(0)} s`;
+  else if (recorder.on && recorder.messages.length % 10 === 0) $('recording').textContent = `${recorder.seconds.toFixed(0)} s`;
   enableSaving();
   const drawMs = performance.now() - now;
   pace.note({ ...stages, draw: drawMs }, delay && delay + drawMs);
@@ -245,9 +246,9 @@ function toggleRecording() {
 function endRecording(why = '') {
   recorder.stop();
   $('record').setAttribute('aria-pressed', false);
-  $('recording').textContent = `${why} ${recorder.frames} frames`.trim();
-  if (!recorder.frames) return;
-  for (const format of ['glb', 'json']) {
+  $('recording').textContent = `${why} ${recorder.messages.length} frames`.trim();
+  if (!recorder.messages.length) return;
+  for (const format of ['glb', 'bvh', 'json']) {
     const button = Object.assign(document.createElement('button'), { type: 'button', textContent: format.toUpperCase() });
     button.setAttribute('aria-label', `Save the recording as ${format.toUpperCase()}`);
     button.addEventListener('click', () => save(recorder.messages, format, 'recording'));

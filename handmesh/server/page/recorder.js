@@ -1,28 +1,26 @@
 // Keeps what the server sent, and has it made into files.
 
-const MOST_BYTES = 90e6, MOST_MS = 180e3;
+import { withoutMesh } from './wire.js';
 
-/** A recording: the messages of a stretch of time, as they came. */
+const MOST_MS = 600e3;
+
+/** A recording: the messages of a stretch of time, as they came but without meshes. */
 export class Recorder {
-  #messages = [];
-  #bytes = 0;
-  #began = 0;
+  messages = [];
   on = false;
+  #began = 0;
 
-  get seconds() { return this.#messages.length ? (performance.now() - this.#began) / 1000 : 0; }
-  get frames() { return this.#messages.length; }
-  get messages() { return this.#messages; }
+  get seconds() { return (performance.now() - this.#began) / 1000; }
 
-  start() { [this.#messages, this.#bytes, this.#began, this.on] = [[], 0, performance.now(), true]; }
+  start() { [this.messages, this.#began, this.on] = [[], performance.now(), true]; }
 
   stop() { this.on = false; }
 
   /** Keep a message while recording; false where the recording is full, and then stopped. */
   add(message) {
     if (!this.on) return true;
-    this.#messages.push(message);
-    this.#bytes += message.byteLength;
-    if (this.#bytes < MOST_BYTES && performance.now() - this.#began < MOST_MS) return true;
+    this.messages.push(withoutMesh(message));
+    if (performance.now() - this.#began < MOST_MS) return true;
     this.stop();
     return false;
   }
@@ -39,7 +37,8 @@ export async function saveAs(server, messages, format, name) {
   if (!answer.ok) throw new Error(`The server could not make the file: ${(await answer.json()).detail}.`);
   const link = document.createElement('a');
   link.href = URL.createObjectURL(await answer.blob());
-  link.download = `${name}.${format}`;
+  const suffix = /filename="[^"]*\.(\w+)"/.exec(answer.headers.get('Content-Disposition'))?.[1] ?? format;
+  link.download = `${name}.${suffix}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }

@@ -12,7 +12,7 @@ export function parseHands(buffer) {
   if (buffer.byteLength < HEADER_BYTES || u32(0) !== 0x48534d48) throw new Error('no message of handmesh');
   if (u16(4) !== 1) throw new Error(`the server speaks version ${u16(4)} of its format; reload the page`);
   const [count, vertices] = [u16(6), u32(8)];
-  const handBytes = HAND_BYTES + 6 * vertices + (vertices % 2 ? 2 : 0);
+  const handBytes = handSize(vertices);
   const pictureBytes = u32(96);
   return {
     timeS: view.getFloat64(16, true),
@@ -39,4 +39,25 @@ function parseHand(view, at, count) {
     joints2d: floats(512, 42),
     vertices: Float32Array.from(new Int16Array(view.buffer, at + 684, 3 * count), value => value * step),
   };
+}
+
+/** The same message without vertices and picture, for keeping: the server makes meshes of the parameters again. */
+export function withoutMesh(buffer) {
+  const view = new DataView(buffer);
+  const [count, vertices] = [view.getUint16(6, true), view.getUint32(8, true)];
+  const handBytes = handSize(vertices);
+  const short = new Uint8Array(HEADER_BYTES + count * HAND_BYTES);
+  short.set(new Uint8Array(buffer, 0, HEADER_BYTES));
+  for (let i = 0; i < count; i++) {
+    short.set(new Uint8Array(buffer, HEADER_BYTES + i * handBytes, HAND_BYTES), HEADER_BYTES + i * HAND_BYTES);
+  }
+  const head = new DataView(short.buffer);
+  head.setUint32(8, 0, true);
+  head.setUint32(12, short.byteLength, true);
+  head.setUint32(96, 0, true);
+  return short.buffer;
+}
+
+function handSize(vertices) {
+  return HAND_BYTES + 6 * vertices + (vertices % 2 ? 2 : 0);
 }
