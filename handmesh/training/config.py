@@ -27,6 +27,7 @@ class TrainConfig:
     photo_share: float = 0.38  # the rest are crops without a hand
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossWeights = field(default_factory=LossWeights)
+    distillation: float = 1.0  # factor of what teachers say, where there are any, beside the labels' terms
 
     def __post_init__(self) -> None:
         if self.samples < self.batch_size or not 0 <= self.decay <= 1:

@@ -33,6 +33,7 @@ from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
+from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.losses import training_loss
 
 _log = logging.getLogger(__name__)
@@ -71,9 +72,10 @@ class Trainer:
         *,
         initial: Sequence[Path] = (),
         pretrained: bool = False,
+        teachers: Teachers | None = None,
         workers: int = 0,
     ) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.teachers = config, folder, teachers
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(config.seed)
         self.per_step = config.batch_size * self.world
@@ -158,6 +160,10 @@ class Trainer:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             prediction = self.model(batch.crops)
         loss, terms = training_loss(prediction, batch, self.network.hand_model, self.config.loss)
+        if self.teachers is not None:
+            lesson = self.teachers.teach(batch.crops)
+            distance, terms["teacher"] = distillation_loss(prediction, lesson, batch, self.config.loss)
+            loss = loss + self.config.distillation * distance
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}: {terms}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -301,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="checkpoints of a network, a backbone or a lifter, or an exported .onnx",
     )
     parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet weights (needs the hub)")
+    parser.add_argument("--teacher", type=Path, nargs="*", default=[], help="trained networks to learn from as well")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--decay", type=float)
@@ -342,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             validation,
             initial=args.init,
             pretrained=args.pretrained,
+            teachers=Teachers.load(args.teacher) if args.teacher else None,
             workers=args.workers,
         )
         trainer.run(minutes=args.minutes)
