@@ -86,3 +86,14 @@ def test_training_learns_four_hands_by_heart(tmp_path):
     rows = np.genfromtxt(tmp_path / "synthetic.csv", delimiter=",", names=True)
     assert float(np.atleast_1d(rows["2d"])[-1]) < 0.08
     assert float(np.atleast_1d(rows["pa_mpjpe_mm"])[-1]) < 8.0
+
+
+def test_processes_stop_and_save_at_the_same_step_whatever_their_clocks_say(tmp_path, monkeypatch):
+    one = trainer(tmp_path)
+    assert one._agree(True, False) == (True, False)
+    one.world = 2
+    monkeypatch.setattr("handmesh.training.loop.dist.broadcast", lambda flags, _: flags.copy_(torch.tensor([0.0, 1.0])))
+    one.step = 10
+    assert one._agree(True, False) == (False, True)  # rank 0's word counts, not this process's own
+    one.step = 11
+    assert one._agree(True, True) == (False, False)

@@ -121,8 +121,8 @@ class Trainer:
                 row = {key: value / count for key, value in sums.items()}
                 self._record("log.csv", {"rate": count * self.per_step / (now - mark), **row})
                 sums, mark, mark_step = {}, now, self.step
-            time_up = self._agree(now - started > minutes * 60)
-            if now - saved > save_every_s or time_up or self.step == self.steps:
+            time_up, save = self._agree(now - started > minutes * 60, now - saved > save_every_s)
+            if save or time_up or self.step == self.steps:
                 self._save()
                 saved = now
             if self.seen // measure_every > measured or time_up or self.step == self.steps:
@@ -178,15 +178,15 @@ class Trainer:
             **{key: value.item() for key, value in terms.items()},
         }
 
-    def _agree(self, stop: bool) -> bool:
-        """Whether rank 0 wants to stop; asked every tenth step so that all processes leave at the same one."""
+    def _agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """What rank 0 wishes, asked every tenth step: clocks differ, and all processes must do the same at each step."""
         if self.world == 1:
-            return stop
+            return wishes
         if self.step % 10:
-            return False
-        flag = torch.tensor([float(stop)])
-        dist.broadcast(flag, 0)
-        return bool(flag.item())
+            return (False,) * len(wishes)
+        flags = torch.tensor(wishes, dtype=torch.float32)
+        dist.broadcast(flags, 0)
+        return tuple(bool(flag) for flag in flags)
 
     def ema_network(self) -> HandRegressor:
         """A stock network with the averaged weights."""
