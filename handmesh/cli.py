@@ -26,6 +26,7 @@ OUT = Path("out")
 TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("handmesh.training.loop", "train a hand network"),
     ("export",): ("handmesh.model.deploy", "fold a trained network and write it as ONNX"),
+    ("quantise",): ("handmesh.evaluation.quantisation", "make the int8 twin of exported weights and measure it"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
     ("data", "freihand"): ("handmesh.datasets.freihand_check", "check a copy of FreiHAND"),
 }
@@ -171,6 +172,8 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "torch"], default="onnxruntime")
+    parser.add_argument("--precision", choices=["f32", "bf16", "int8"], help="to compute in (the fastest that is good)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, coreml, directml, ... (%(default)s)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
     parser.add_argument(
         "--camera",
@@ -218,7 +221,13 @@ def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
     from handmesh.intrinsics import parse_camera
 
     camera = None if options.camera is None else parse_camera(options.camera)
-    estimator = HandMeshEstimator.from_pretrained(options.weights, runtime=options.runtime, threads=options.threads)
+    estimator = HandMeshEstimator.from_pretrained(
+        options.weights,
+        runtime=options.runtime,
+        threads=options.threads,
+        precision=options.precision,
+        device=options.device,
+    )
     estimator.camera = camera
     return estimator
 

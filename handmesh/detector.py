@@ -71,12 +71,15 @@ class HandDetector:
         *,
         runtime: Runtime = "onnxruntime",
         threads: int | None = None,
-        precision: Precision = "f32",
+        precision: Precision | None = None,
+        device: str = "cpu",
         threshold: float = 0.4,
         max_iou: float = 0.5,
     ) -> HandDetector:
         """Open a detector by its name or from an ONNX file; errors as in `load_graph`."""
-        graph = load_graph(name_or_path, "detector", runtime=runtime, threads=threads, precision=precision)
+        graph = load_graph(
+            name_or_path, "detector", runtime=runtime, threads=threads, precision=precision, device=device
+        )
         return cls(graph, threshold=threshold, max_iou=max_iou)
 
     def __call__(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:

@@ -96,30 +96,48 @@ class HandMeshEstimator:
         *,
         runtime: Runtime = "onnxruntime",
         threads: int | None = None,
-        precision: Precision = "f32",
+        precision: Precision | None = None,
+        device: str = "cpu",
         detector: str | Path | None = "detector",
         hand_model: str | Path | None = None,
         pose_graph: str | Path = "hand_model",
         presence_threshold: float = 0.5,
     ) -> HandMeshEstimator:
-        """Open a hand network by its name or from a file, with its detector and its hand model.
+        """Open a hand network by its name or from a file, with its detector and its hand model, and warm it up.
 
-        ``runtime`` "torch" runs the hand network in torch and the two small graphs in onnxruntime. ``threads``,
-        ``precision`` and file errors are those of `load_graph`. ``detector`` None does without: then every call must
-        bring boxes. A network trained on another hand model than the embedded one needs that model's file as
+        ``runtime``, ``threads``, ``precision``, ``device`` and file errors are those of `load_graph`; the default is
+        what is fastest on a processor. Runtime "torch" runs the hand network in torch and the detector in onnxruntime
+        on the processor; the hand model's small graph is always there. ``detector`` None does without: then every call
+        must bring boxes. A network trained on another hand model than the embedded one needs that model's file as
         ``hand_model`` (.npz or MANO's .pkl) and its exported graph as ``pose_graph``. Detected hands that the network
         gives a presence below ``presence_threshold`` are dropped.
         """
-        network = load_graph(name_or_path, "hand", runtime=runtime, threads=threads, precision=precision)
-        small: Runtime = "onnxruntime" if runtime == "torch" else runtime
-        poses = load_graph(pose_graph, "hand_model", runtime=small, threads=threads)
+        network = load_graph(name_or_path, "hand", runtime=runtime, threads=threads, precision=precision, device=device)
+        poses = load_graph(pose_graph, "hand_model", threads=1)
         finder = None
         if detector is not None:
-            finder = HandDetector.from_pretrained(detector, runtime=small, threads=threads, precision=precision)
+            in_torch = runtime == "torch"
+            finder = HandDetector.from_pretrained(
+                detector,
+                runtime="onnxruntime" if in_torch else runtime,
+                threads=threads,
+                precision=None if precision == "int8" else precision,  # its int8 twin, where it has one
+                device="cpu" if in_torch else device,
+            )
         model = load_hand_model(hand_model)
         estimator = cls(network, poses, model.faces, detector=finder, presence_threshold=presence_threshold)
         estimator.hand_model = model
+        estimator.warm_up()
         return estimator
+
+    def warm_up(self) -> None:
+        """Run every graph once on nothing, so that the first hands come as fast as the next."""
+        for count in (1, 2):
+            self._network(crop=np.zeros((count, self._size, self._size, 3), np.uint8))
+        rotations = np.tile(np.eye(3, dtype=np.float32), (1, 16, 1, 1))
+        self._pose_graph(rotations=rotations, betas=np.zeros((1, 10), np.float32))
+        if self.detector is not None:
+            self.detector(np.zeros((self._size, self._size, 3), np.uint8))
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """A network file behind onnxruntime, OpenVINO or torch, all seen as one `Graph`.
 
-Every file carries its own description under the metadata key "handmesh" (JSON): its kind, the size of its input and
-what it was trained for.
+Every file carries its own description under the metadata key "handmesh" (JSON): its kind, the size of its input,
+what it was trained for and, where it is not single, the precision in which it computes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,30 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.assets import weights_path
+from handmesh.assets import weights_path, weights_registry
 
 Runtime = Literal["onnxruntime", "openvino", "torch"]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], dict[str, NDArray[Any]]]
 Opened = tuple[Run, str | None]
 """How to run a network, and its description as it stands in the file."""
 
 METADATA_KEY = "handmesh"
+
+INT8_SUFFIX = "_int8"
+"""The int8 twin of the weights ``fast`` has the name ``fast_int8``."""
+
+MAX_THREADS = 4
+"""Networks this small gain nothing from more."""
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+"""onnxruntime's names of devices."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,51 +71,92 @@ def load_graph(
     *,
     runtime: Runtime = "onnxruntime",
     threads: int | None = None,
-    precision: Precision = "f32",
+    precision: Precision | None = None,
+    device: str = "cpu",
 ) -> Graph:
     """Open a network, which must describe itself as of ``kind``: "hand", "hand_model" or "detector".
 
     ``name_or_path`` is the name of weights that come with the package, whose SHA-256 is checked, or a file.
-    ``threads`` limits the processor threads of one run (``None``: the runtime's own choice). ``precision`` "bf16"
-    lets OpenVINO compute in bfloat16. The runtime "torch" reads a trained network as training saves it instead of an
-    ONNX file, only of kind "hand", and needs the ``train`` extra.
+    ``threads`` limits the processor threads of one run (``None``: the processor's cores, at most ``MAX_THREADS``).
+
+    ``precision`` "int8" opens the quantised twin of weights given by name, "f32" the plain ones, and "bf16" lets
+    OpenVINO compute in bfloat16. ``None`` takes int8 on a processor where the weights have such a twin, else f32. A
+    file given by its path computes as it was exported.
+
+    ``device`` is "cpu", or "cuda", "coreml" or "directml" for an onnxruntime built with that provider, or a device of
+    OpenVINO ("gpu", "npu") or of torch ("cuda", "mps").
+
+    The runtime "torch" reads a trained network as training saves it, or an exported one that computes in f32; only of
+    kind "hand", and it needs the ``train`` extra.
 
     Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is empty, truncated, damaged (naming its
-    SHA-256) or of another kind, and ``ImportError`` if the runtime is not installed.
+    SHA-256), of another kind or has no int8 twin, or if there is no such device, and ``ImportError`` if the runtime is
+    not installed.
     """
     if runtime not in get_args(Runtime):
         raise ValueError(f"runtime must be one of {', '.join(get_args(Runtime))}, not {runtime!r}")
-    if precision not in get_args(Precision):
+    if precision is not None and precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}")
-    if precision != "f32" and runtime != "openvino":
-        raise ValueError(f"precision {precision!r} needs runtime='openvino'; {runtime} computes in f32")
+    if precision == "bf16" and runtime != "openvino":
+        raise ValueError("precision 'bf16' needs runtime='openvino'; the others compute in f32 or int8")
+    if precision == "int8" and runtime == "torch":
+        raise ValueError("precision 'int8' needs runtime='onnxruntime' or 'openvino'; torch computes in f32")
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, or None for the runtime's own choice, not {threads}")
+        raise ValueError(f"threads must be at least 1, or None for the processor's cores, not {threads}")
     if isinstance(name_or_path, Path) and not name_or_path.is_file():
         raise FileNotFoundError(f"no network file at {name_or_path}: check the path, or use a name such as 'fast'")
-    path = weights_path(name_or_path)
+    path = weights_path(_twin(name_or_path, runtime, precision, device))
+    threads = threads or default_threads()
     if runtime == "onnxruntime":
-        run, described = _open_onnxruntime(path, threads)
+        run, described = _open_onnxruntime(path, threads, device)
     elif runtime == "openvino":
-        run, described = _open_openvino(path, threads, precision)
+        run, described = _open_openvino(path, threads, precision or "f32", device)
     else:
-        run, described = _open_torch(path, threads)
+        run, described = _open_torch(path, threads, device)
     metadata = _parse_description(path, described)
     if metadata.get("kind") != kind:
         raise ValueError(f"{path} is a network of kind {metadata.get('kind')!r}, but one of kind {kind!r} is needed")
+    stored = metadata.get("precision", "f32")
+    if precision is not None and (precision == "int8") != (stored == "int8"):
+        raise ValueError(f"{path} computes in {stored}, not in {precision}: give the file of that precision")
     _log.debug("opened %s with %s", path, runtime)
     return Graph(path, metadata, run)
 
 
-def _open_onnxruntime(path: Path, threads: int | None) -> Opened:
+def default_threads() -> int:
+    """The processor's cores that this process may use, at most ``MAX_THREADS``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
+
+
+def _twin(name_or_path: str | Path, runtime: Runtime, precision: Precision | None, device: str) -> str | Path:
+    """The int8 twin of weights known by name, where it is asked for or serves best."""
+    registry = weights_registry()
+    if str(name_or_path) not in registry or registry[str(name_or_path)].get("precision") == "int8":
+        return name_or_path
+    twin = f"{name_or_path}{INT8_SUFFIX}"
+    if precision == "int8" and twin not in registry:
+        raise ValueError(f"the weights {name_or_path!r} have no int8 twin: use precision='f32'")
+    wanted = precision == "int8" or (precision is None and runtime == "onnxruntime" and device == "cpu")
+    return twin if wanted and twin in registry else name_or_path
+
+
+def _open_onnxruntime(path: Path, threads: int, device: str) -> Opened:
     import onnxruntime
 
+    if device not in PROVIDERS:
+        raise ValueError(f"device must be one of {', '.join(PROVIDERS)} with onnxruntime, not {device!r}")
+    provider, available = PROVIDERS[device], onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ValueError(f"this onnxruntime has no {provider} for device {device!r}, only {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
+    # Between two runs the workers sleep: the processor belongs to camera and display, or to the next network.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    providers = [provider] if device == "cpu" else [provider, PROVIDERS["cpu"]]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's own errors share no narrower class
         raise _unreadable(path) from error
     names = [output.name for output in session.get_outputs()]
@@ -112,19 +168,24 @@ def _open_onnxruntime(path: Path, threads: int | None) -> Opened:
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
 
-def _open_openvino(path: Path, threads: int | None, precision: Precision) -> Opened:
+def _open_openvino(path: Path, threads: int, precision: Precision, device: str) -> Opened:
     try:
         import openvino
     except ImportError as error:
         raise ImportError("runtime='openvino' needs the openvino package: pip install 'handmesh[openvino]'") from error
     core = openvino.Core()
-    # OpenVINO computes in bfloat16 by itself where the processor can, so the precision is always said.
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    if threads is not None:
+    kinds = {name.split(".")[0] for name in core.available_devices}
+    if device.upper() not in kinds:
+        raise ValueError(f"OpenVINO sees no device {device!r} here, only {', '.join(sorted(kinds)).lower()}")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "cpu":
+        # OpenVINO computes in bfloat16 by itself where the processor can, so the precision is always said; what a
+        # quantised graph leaves in float stays single.
+        settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(path)
-        compiled = core.compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, device.upper(), settings)
     except RuntimeError as error:
         raise _unreadable(path) from error
     # OpenVINO may know one output by several names, of which only one is the file's.
@@ -140,22 +201,24 @@ def _open_openvino(path: Path, threads: int | None, precision: Precision) -> Ope
     return run, model.get_rt_info(description).value if model.has_rt_info(description) else None
 
 
-def _open_torch(path: Path, threads: int | None) -> Opened:
+def _open_torch(path: Path, threads: int, device: str) -> Opened:
     try:
         import torch
 
         from handmesh.model.deploy import HAND_OUTPUTS, DeployedHand, load_torch_network
     except ImportError as error:
         raise ImportError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     network = load_torch_network(path)
-    deployed = DeployedHand(network).eval()
+    try:
+        deployed = DeployedHand(network).eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
+        raise ValueError(f"torch cannot use the device {device!r} here: {error}") from error
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
-            outputs = deployed(torch.from_numpy(inputs["crop"]))
-        return {name: tensor.numpy() for name, tensor in zip(HAND_OUTPUTS, outputs, strict=True)}
+            outputs = deployed(torch.from_numpy(inputs["crop"]).to(device))
+        return {name: tensor.cpu().numpy() for name, tensor in zip(HAND_OUTPUTS, outputs, strict=True)}
 
     return run, json.dumps({"kind": "hand", "input_size": network.config.input_size})
 

@@ -11,6 +11,7 @@ from handmesh.model.deploy import (
     export_hand_model,
     export_hand_network,
     fold,
+    forget_weights,
     load_torch_network,
     parity_mm,
     register_weights,
@@ -96,7 +97,13 @@ def test_exported_hand_model_equals_torch(tmp_path, crops):
 def test_registry_keeps_other_entries(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"a")
     register_weights(tmp_path, "a", tmp_path / "a.onnx", {"kind": "hand"})
-    register_weights(tmp_path, "b", tmp_path / "a.onnx", {"kind": "detector"})
+    (tmp_path / "b.onnx").write_bytes(b"b")
+    register_weights(tmp_path, "b", tmp_path / "b.onnx", {"kind": "detector"})
     entries = json.loads((tmp_path / "weights.json").read_text())
     assert set(entries) == {"a", "b"}
+    assert forget_weights(tmp_path, "b")
+    assert not forget_weights(tmp_path, "b")
+    assert set(json.loads((tmp_path / "weights.json").read_text())) == {"a"}
+    assert not (tmp_path / "b.onnx").exists()
+    assert (tmp_path / "a.onnx").exists()
     assert entries["a"]["sha256"] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"

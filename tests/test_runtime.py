@@ -9,7 +9,7 @@ import graphs
 import numpy as np
 import pytest
 
-from handmesh.runtime import load_graph
+from handmesh.runtime import MAX_THREADS, default_threads, load_graph
 
 RUNTIME_TOLERANCE = 1e-5  # float32 sums of 4096 pixels in another order
 
@@ -98,13 +98,48 @@ def test_undescribed_network_is_refused(tmp_path):
     [
         ({"runtime": "tensorrt"}, "runtime must be one of onnxruntime, openvino, torch"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"precision": "int4"}, "precision must be one of f32, bf16"),
+        ({"precision": "int4"}, "precision must be one of f32, bf16, int8"),
         ({"precision": "bf16"}, "needs runtime='openvino'"),
+        ({"precision": "int8", "runtime": "torch"}, "torch computes in f32"),
+        ({"precision": "int8"}, "hand.onnx computes in f32, not in int8"),
+        ({"device": "gpu"}, "device must be one of cpu, cuda, coreml, directml with onnxruntime"),
+        ({"device": "directml"}, "no DmlExecutionProvider for device 'directml', only .*CPUExecutionProvider"),
+        ({"device": "npu9", "runtime": "openvino"}, "OpenVINO sees no device 'npu9' here, only .*cpu"),
     ],
 )
 def test_settings_out_of_range_are_refused(stub_folder, settings, words):
     with pytest.raises(ValueError, match=words):
         load_graph(stub_folder / "hand.onnx", "hand", **settings)
+
+
+def test_int8_twins_serve_the_processor_unless_another_precision_is_wanted(tmp_path, monkeypatch):
+    entries = {}
+    for name, precision in (("a", "f32"), ("a_int8", "int8"), ("b", "f32")):
+        description = {"kind": "hand", "input_size": graphs.CROP_SIZE, "precision": precision}
+        file = graphs.build_hand_graph(tmp_path / f"{name}.onnx", description=description)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        entries[name] = {"kind": "hand", "file": file.name, "sha256": digest, "precision": precision}
+    (tmp_path / "weights.json").write_text(json.dumps(entries))
+    monkeypatch.setattr("handmesh.assets.ASSETS", tmp_path)
+    monkeypatch.setattr("handmesh.assets.WEIGHTS_REGISTRY", tmp_path / "weights.json")
+
+    def opened(name: str, **settings) -> str:
+        return load_graph(name, "hand", **settings).path.stem
+
+    assert opened("a") == opened("a", precision="int8") == opened("a_int8") == "a_int8"
+    assert opened("a", precision="f32") == opened("a", runtime="openvino") == "a"
+    assert opened("a", runtime="openvino", precision="int8") == "a_int8"
+    assert opened("b") == "b"
+    with pytest.raises(ValueError, match="'b' have no int8 twin"):
+        opened("b", precision="int8")
+    with pytest.raises(ValueError, match=r"a_int8\.onnx computes in int8, not in f32"):
+        opened("a_int8", precision="f32")
+
+
+def test_a_run_uses_at_most_the_cores_of_this_process_and_four(monkeypatch):
+    for cores, expected in ((1, 1), (3, 3), (64, MAX_THREADS)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert default_threads() == expected
 
 
 def test_missing_number_in_the_description_is_named(tmp_path):

@@ -29,6 +29,7 @@ from handmesh.crop import CROP_SCALE
 from handmesh.model.graph_passes import HALF, PASSES, SMALL_TENSOR, store_float16
 from handmesh.model.hand_model import HandModel
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, wrist_relative_hand
+from handmesh.runtime import INT8_SUFFIX
 
 _log = logging.getLogger(__name__)
 
@@ -211,8 +212,23 @@ def register_weights(folder: Path, name: str, file: Path, facts: dict[str, Any])
     registry = folder / "weights.json"
     entries = json.loads(registry.read_text()) if registry.is_file() else {}
     entries[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **facts}
+    _write_registry(registry, entries)
+
+
+def _write_registry(registry: Path, entries: dict[str, Any]) -> None:
     with written_whole(registry) as temporary:
         temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+
+
+def forget_weights(folder: Path, name: str) -> bool:
+    """Take a name out of the folder's `weights.json` and delete its file; says whether it was there."""
+    registry = folder / "weights.json"
+    entries = json.loads(registry.read_text()) if registry.is_file() else {}
+    entry = entries.pop(name, None)
+    if entry is not None:
+        (folder / entry["file"]).unlink(missing_ok=True)
+        _write_registry(registry, entries)
+    return entry is not None
 
 
 def load_torch_network(path: Path) -> HandRegressor:
@@ -253,7 +269,7 @@ def round_to_float16(network: HandRegressor) -> HandRegressor:
     """A copy whose large parameters hold only float16 values, as `export_hand_network` stores them."""
     rounded = copy.deepcopy(network)
     for parameter in rounded.parameters():
-        if parameter.numel() >= SMALL_TENSOR:
+        if parameter.ndim >= 2 and parameter.numel() >= SMALL_TENSOR:
             parameter.data = parameter.data.half().float()
     return rounded
 
@@ -285,8 +301,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
     facts = {"variant": network.config.variant, "head": network.config.head, "input_size": size, "samples_seen": seen}
     register_weights(args.folder, args.name, path, {"kind": "hand", **facts, "parity": report})
+    forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before
     register_weights(args.folder, "hand_model", args.folder / "hand_model.onnx", {"kind": "hand_model"})
     _log.info("%s: %.2f MB; largest vertex differences in mm: %s", path, path.stat().st_size / 1e6, report)
+    _log.info("its int8 twin, which runs faster: handmesh quantise %s --folder %s --data DATA", args.name, args.folder)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 HALF = "_float16"
-SMALL_TENSOR = 256  # values; smaller ones stay float32
+SMALL_TENSOR = 256  # values; smaller ones, and vectors, stay float32
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -34,7 +34,7 @@ def store_float16(model: onnx.ModelProto) -> None:
     for initializer in list(model.graph.initializer):
         values = numpy_helper.to_array(initializer)
         geometry = ".hand_model." in initializer.name  # half a tenth of a millimetre would be lost
-        if values.dtype != np.float32 or values.size < SMALL_TENSOR or geometry:
+        if values.dtype != np.float32 or values.ndim < 2 or values.size < SMALL_TENSOR or geometry:
             continue
         name = initializer.name
         stored = numpy_helper.from_array(values.astype(np.float16), name + HALF)

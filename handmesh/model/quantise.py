@@ -1,0 +1,97 @@
+"""Post-training quantisation: a published float graph and some of its inputs -> the same graph computing in int8.
+
+Convolutions that mix channels hold nearly all multiplications and are computed in int8 (weights for each output channel
+apart, activations for each tensor); what is small or sensitive stays in float: the first layer, which sees pixels,
+depthwise convolutions, and everything from keypoints to joint rotations.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from handmesh.atomic import written_whole
+from handmesh.model.graph_passes import store_float16
+
+Feed = Mapping[str, NDArray[Any]]
+Choose = Callable[[tuple[int, ...], int], bool]
+"""(weight's shape (outputs, inputs a group, height, width), groups) -> compute this convolution in int8?"""
+
+
+def mixes_channels(shape: tuple[int, ...], groups: int) -> bool:
+    """Convolutions that are neither depthwise nor the first layer."""
+    return groups == 1 and shape[1] > 3
+
+
+def all_but_the_first(shape: tuple[int, ...], groups: int) -> bool:
+    """Depthwise convolutions too: for networks made for int8, whose activations are bounded."""
+    return groups > 1 or shape[1] > 3
+
+
+def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Choose = mixes_channels) -> list[str]:
+    """Write the int8 twin of an exported ONNX file, whole or not at all; returns the layers that became int8.
+
+    `feeds` are inputs of batch size 1 or more over which the range of every activation is taken. Weights use seven of
+    their eight bits, so that processors without VNNI instructions, which add products in 16 bits, cannot overflow.
+
+    Raises:
+        ValueError: no feed, or no layer that `choose` takes.
+    """
+    if not feeds:
+        raise ValueError("quantising needs inputs to measure the range of activations on, got none")
+    metadata = {entry.key: entry.value for entry in onnx.load(str(source)).metadata_props}
+    with tempfile.TemporaryDirectory() as folder:
+        folded, quantised = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+        layers = _layers(onnx.load(str(folded)), choose)
+        if not layers:
+            raise ValueError(f"{source} has no convolution that int8 would serve")
+        quantize_static(
+            folded,
+            quantised,
+            _Feeds(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_quantize=layers,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        model = onnx.load(str(quantised))
+    store_float16(model)
+    del model.metadata_props[:]
+    description = json.loads(metadata["handmesh"]) | {"precision": "int8"}
+    onnx.helper.set_model_props(model, {"handmesh": json.dumps(description)})
+    onnx.checker.check_model(model)
+    with written_whole(target) as temporary:
+        onnx.save(model, str(temporary))
+    return layers
+
+
+def _layers(model: onnx.ModelProto, choose: Choose) -> list[str]:
+    shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
+    layers = []
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            if choose(shapes[node.input[1]], groups):
+                layers.append(node.name)
+    return layers
+
+
+class _Feeds(CalibrationDataReader):
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._rest: Iterator[Feed] = iter(feeds)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        feed = next(self._rest, None)
+        return None if feed is None else dict(feed)

@@ -1,0 +1,91 @@
+"""int8 twins: near their originals, whole or absent, with the sensitive layers left alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from handmesh.model.graph_passes import store_float16
+from handmesh.model.quantise import all_but_the_first, quantise_graph
+
+INT8_TOLERANCE = 0.03  # of the largest output; activations have 255 steps, weights 127
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Three convolutions: of pixels, of each channel, and across channels; float16 weights as we export them."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "stem": rng.normal(size=(32, 3, 3, 3)) / 5,
+        "depthwise": rng.normal(size=(32, 1, 3, 3)) / 3,
+        "mixing": rng.normal(size=(32, 32, 1, 1)) / 6,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["a"], "stem", strides=[2, 2], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "depthwise"], ["c"], "depthwise", group=32, pads=[1] * 4),
+        helper.make_node("Conv", ["c", "mixing"], ["y"], "mixing"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 32, 8, 8])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    store_float16(model)
+    helper.set_model_props(model, {"handmesh": json.dumps({"kind": "hand", "input_size": 16})})
+    path = tmp_path_factory.mktemp("original") / "small.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return np.random.default_rng(1).uniform(0, 1, (24, 3, 16, 16)).astype(np.float32)
+
+
+def answer(path, x):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"), [({}, ["mixing"]), ({"choose": all_but_the_first}, ["depthwise", "mixing"])]
+)
+def test_twin_answers_like_its_original(original, inputs, tmp_path, settings, layers):
+    target = tmp_path / "small_int8.onnx"
+    assert quantise_graph(original, target, [{"x": x[None]} for x in inputs[:16]], **settings) == layers
+    assert list(tmp_path.iterdir()) == [target]
+    expected, found = answer(original, inputs[16:]), answer(target, inputs[16:])
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < error < INT8_TOLERANCE
+    model = onnx.load(str(target))
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert [name for name, kind in stored.items() if kind == TensorProto.INT8 and name.endswith("_quantized")] == [
+        f"{layer}_quantized" for layer in layers
+    ]
+    properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert properties == {"handmesh": {"kind": "hand", "input_size": 16, "precision": "int8"}}
+
+
+def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(original, inputs, tmp_path):
+    with pytest.raises(ValueError, match="got none"):
+        quantise_graph(original, tmp_path / "a.onnx", [])
+    with pytest.raises(ValueError, match=r"small\.onnx has no convolution"):
+        quantise_graph(original, tmp_path / "a.onnx", [{"x": inputs[:1]}], choose=lambda shape, groups: False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_twin_of_an_exported_network_opens_in_both_runtimes(original, inputs, tmp_path):
+    from handmesh.runtime import load_graph
+
+    quantise_graph(original, tmp_path / "twin.onnx", [{"x": x[None]} for x in inputs])
+    expected = load_graph(tmp_path / "twin.onnx", "hand", precision="int8")(x=inputs[:2])["y"]
+    found = load_graph(tmp_path / "twin.onnx", "hand", precision="int8", runtime="openvino")(x=inputs[:2])["y"]
+    assert np.abs(found - expected).max() / np.abs(expected).max() < INT8_TOLERANCE
