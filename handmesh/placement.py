@@ -33,21 +33,23 @@ def solve_translation(
     """
     joints = np.asarray(joints, np.float64)
     rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
-    focal = np.array([camera.fx, camera.fy])
-    A = np.zeros((*rays.shape, 3))  # (N, 21, 2, 3)
-    A[..., 0, 0] = A[..., 1, 1] = 1.0
-    A[..., 2] = -rays
     b = rays * joints[..., 2:] - joints[..., :2]  # (N, 21, 2)
+    u_v = np.square(rays).sum(-1, keepdims=True)
+    # A keypoint's part in the normal equations is its weight times these.
+    moments = np.concatenate(
+        [np.ones_like(u_v), rays, u_v, b, (rays * b).sum(-1, keepdims=True)], axis=-1
+    )  # (N, 21, 7)
+    focal = np.array([camera.fx, camera.fy])
     weights = np.ones(rays.shape[:-1])  # (N, 21)
-    translation = _weighted_solve(A, b, weights)
+    translation = _weighted_solve(moments, weights)
     for _ in range(steps):
         depth = np.maximum(joints[..., 2] + translation[:, None, 2], MIN_DEPTH_M)
-        errors = ((A @ translation[:, None, :, None])[..., 0] - b) * focal / depth[..., None]
-        errors_px = np.linalg.norm(errors, axis=-1)
-        median = np.partition(errors_px, 10, axis=-1)[:, 10:11]  # of 21; np.median takes ten times as long
-        usual = np.maximum(2.0 * median, 0.25)
-        weights = 1.0 / ((1.0 + (errors_px / usual) ** 2) * depth**2)
-        translation = _weighted_solve(A, b, weights)
+        errors = (translation[:, None, :2] - rays * translation[:, None, 2:] - b) * focal
+        errors_sq = np.square(errors).sum(-1) / np.square(depth)
+        median_sq = np.partition(errors_sq, 10, axis=-1)[:, 10:11]  # of 21; np.median takes ten times as long
+        usual_sq = np.maximum(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
+        weights = 1.0 / ((1.0 + errors_sq / usual_sq) * np.square(depth))
+        translation = _weighted_solve(moments, weights)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
     lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
     if lost.any():
@@ -56,15 +58,16 @@ def solve_translation(
     return translation
 
 
-def _weighted_solve(A: NDArray, b: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Least-squares solution (N, 3) of A (N, 21, 2, 3) x = b (N, 21, 2) under weights (N, 21)."""
-    n = len(A)
-    A, b = A.reshape(n, -1, 3), b.reshape(n, -1, 1)
-    weighted = np.swapaxes(A * np.repeat(weights, 2, axis=-1)[..., None], -1, -2)  # (N, 3, 42)
-    normal = weighted @ A
+def _weighted_solve(moments: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Least-squares translations (N, 3) from the keypoints' moments (N, 21, 7) under weights (N, 21).
+
+    The normal equations [w 0 -u; 0 w -v; -u -v u_v] t = [x, y, -r], in weighted sums, solved for the depth first.
+    """
+    w, u, v, u_v, x, y, r = (weights[:, None] @ moments)[:, 0].T
     # A hair of damping keeps the equations solvable when all keypoints coincide.
-    damping = 1e-12 * np.trace(normal, axis1=-2, axis2=-1)[:, None, None] * np.eye(3)
-    return np.linalg.solve(normal + damping, weighted @ b)[..., 0]
+    spread = u_v - (u * u + v * v) / w + 1e-12 * (2.0 * w + u_v)
+    z = ((u * x + v * y) / w - r) / spread
+    return np.stack([(x + u * z) / w, (y + v * z) / w, z], axis=-1)
 
 
 def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:

@@ -106,10 +106,10 @@ class RotationFilter:
             dt_s = _elapsed(self._time_s, time_s)
             _check_shape(raw, self._raw)
             share = _low_pass_weight(DERIVATIVE_CUTOFF_HZ, dt_s)
-            turned = rotmat_to_rotvec(raw @ np.swapaxes(self._raw, -1, -2))
+            before = np.concatenate([self._raw, self._smooth])
+            turned, gap = np.split(rotmat_to_rotvec(np.tile(raw, (2, 1, 1)) @ np.swapaxes(before, -1, -2)), 2)
             self._velocity = self._velocity + share * (turned / dt_s - self._velocity)
             weight = self.config.weight(np.linalg.norm(self._velocity, axis=-1), dt_s)
-            gap = rotmat_to_rotvec(raw @ np.swapaxes(self._smooth, -1, -2))
             self._smooth = rotvec_to_rotmat(weight[:, None] * gap) @ self._smooth
         self._time_s, self._raw = time_s, raw
         return self._smooth.copy()
@@ -121,37 +121,50 @@ def rotmat_to_rotvec(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
     By way of unit quaternions q: the matrix gives all of 4 q q^T, whose longest row is q without loss of digits at any
     angle. (scipy's conversion is as exact, but takes several times as long for sixteen rotations.)
     """
-    m = np.asarray(rotations, np.float64)
-    x, y, z = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]
-    products = np.empty((len(m), 4, 4))  # 4 q q^T with q = (w, x, y, z)
-    products[:, 0, 0] = 1.0 + x + y + z
-    products[:, 1, 1] = 1.0 + x - y - z
-    products[:, 2, 2] = 1.0 - x + y - z
-    products[:, 3, 3] = 1.0 - x - y + z
-    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        products[:, 0, i + 1] = products[:, i + 1, 0] = m[:, k, j] - m[:, j, k]
-        products[:, j + 1, k + 1] = products[:, k + 1, j + 1] = m[:, k, j] + m[:, j, k]
-    longest = np.einsum("nii->ni", products).argmax(axis=-1)
+    m = np.asarray(rotations, np.float64).reshape(-1, 9)
+    products = (m @ _QUATERNION_PRODUCTS + _QUATERNION_ONES).reshape(-1, 4, 4)  # 4 q q^T with q = (w, x, y, z)
+    longest = products[:, range(4), range(4)].argmax(axis=-1)
     q = products[np.arange(len(m)), longest]
-    q = q * np.where(q[:, :1] < 0.0, -1.0, 1.0)
-    sine = np.linalg.norm(q[:, 1:], axis=-1)
+    q = np.where(q[:, :1] < 0.0, -q, q)
+    sine = np.sqrt(np.square(q[:, 1:]).sum(-1))
     angle = 2.0 * np.arctan2(sine, q[:, 0])
     # Near no rotation angle / sine tends to 2 / w, with q not yet normalised.
     ratio = np.where(sine > 1e-9 * q[:, 0], angle / np.maximum(sine, 1e-300), 2.0 / np.maximum(q[:, 0], 1e-300))
     return q[:, 1:] * ratio[:, None]
 
 
+def _quaternion_products() -> NDArray[np.float64]:
+    """(9, 16) from a rotation matrix row by row to 4 q q^T - 1 on the diagonal, row by row."""
+    table = np.zeros((3, 3, 4, 4))
+    signs = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))  # of the trace's terms, for w w, x x, y y, z z
+    for row, terms in enumerate(signs):
+        for axis, sign in enumerate(terms):
+            table[axis, axis, row, row] = sign
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        for a, b in ((0, i + 1), (i + 1, 0)):
+            table[k, j, a, b], table[j, k, a, b] = 1, -1
+        for a, b in ((j + 1, k + 1), (k + 1, j + 1)):
+            table[k, j, a, b] = table[j, k, a, b] = 1
+    return table.reshape(9, 16)
+
+
+_QUATERNION_PRODUCTS = _quaternion_products()
+_QUATERNION_ONES = np.eye(4).ravel()
+
+
 def rotvec_to_rotmat(rotvecs: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rotation vectors (N, 3) to rotation matrices (N, 3, 3), by Rodrigues' formula."""
     v = np.asarray(rotvecs, np.float64)
-    angle = np.linalg.norm(v, axis=-1)
+    angle = np.sqrt(np.square(v).sum(-1))[:, None, None]
     # np.sinc(t) is sin(pi t) / (pi t), exact at 0.
-    sine = np.sinc(angle / np.pi)[:, None, None]
-    versine = 0.5 * np.square(np.sinc(0.5 * angle / np.pi))[:, None, None]
-    cross = np.zeros((len(v), 3, 3))
-    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        cross[:, k, j], cross[:, j, k] = v[:, i], -v[:, i]
+    sine = np.sinc(angle / np.pi)
+    versine = 0.5 * np.square(np.sinc(0.5 * angle / np.pi))
+    cross = (v @ _CROSS).reshape(-1, 3, 3)
     return np.eye(3) + sine * cross + versine * (cross @ cross)
+
+
+_CROSS = np.array([[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]], float)
+"""(3, 9) from a vector to the matrix of the cross product with it, row by row."""
 
 
 def _low_pass_weight(cutoff_hz: NDArray[np.float64] | float, dt_s: float) -> NDArray[np.float64]:
