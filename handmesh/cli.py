@@ -24,7 +24,7 @@ OUT = Path("out")
 
 #: Commands that need the `train` extra: words -> (module with a main(argv), what it does).
 TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
-    ("train",): ("handmesh.training.loop", "train a hand network"),
+    ("train",): ("handmesh.training.command", "train a hand network"),
     ("export",): ("handmesh.model.deploy", "fold a trained network and write it as ONNX"),
     ("quantise",): ("handmesh.evaluation.quantisation", "make the int8 twin of exported weights and measure it"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
@@ -213,7 +213,7 @@ def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return run(list(arguments)) or 0
+    return _report_errors(lambda: run(list(arguments)) or 0)
 
 
 def _estimator(options: argparse.Namespace) -> HandMeshEstimator:

@@ -9,8 +9,9 @@ from samples import HandList, posed_hand, write_freihand
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.mixture import Mixture
 from handmesh.model.regressor import NetworkConfig, load_network
+from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
-from handmesh.training.loop import Trainer, main
+from handmesh.training.loop import Trainer
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4

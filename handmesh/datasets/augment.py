@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ class AugmentConfig:
     scale_range: tuple[float, float] = (0.78, 1.28)  # factor on CROP_SCALE
     shift: float = 0.06  # standard deviation, box sides
     turn_deg: float = 12.0  # standard deviation
+    turn_limit_deg: float = 0.0  # and by as much as this, uniformly
     large_turn: float = 0.1  # turn by any angle
     keep_left: float = 0.2  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7
@@ -30,9 +31,10 @@ class AugmentConfig:
     blur: float = 0.3
     noise: float = 0.35
     jpeg: float = 0.4
+    channel_gain: float = 0.0  # multiply each colour channel by 1 - this to 1 + this
 
 
-NO_AUGMENT = AugmentConfig((1.0, 1.0), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NO_AUGMENT = AugmentConfig((1.0, 1.0), *[0.0] * (len(fields(AugmentConfig)) - 1))
 
 
 class ImagePool:
@@ -95,6 +97,8 @@ def make_target(
     centre = (low + high) / 2 + rng.normal(0, 1, 2) * config.shift * box_side
     side = box_side * CROP_SCALE * rng.uniform(*config.scale_range)
     turn = np.radians(rng.normal(0, config.turn_deg))
+    if config.turn_limit_deg:
+        turn += np.radians(rng.uniform(-1, 1) * config.turn_limit_deg)
     if rng.random() < config.large_turn:
         turn = rng.uniform(-np.pi, np.pi)
     keep_left = rng.random() < config.keep_left
@@ -132,6 +136,7 @@ def make_target(
         right=0.0 if keep_left else 1.0,
         weight_2d=sample.trust_2d,
         weight_3d=sample.trust_3d if known_3d else 0.0,
+        exact_depth=1.0 if sample.exact_depth else 0.0,
         weight_parameters=1.0 if posed else 0.0,
         weight_mask=0.0 if mask is None else 1.0,
         weight_right=_side_weight(keep_left, config.keep_left),
@@ -157,6 +162,7 @@ def make_negative(pool: ImagePool, size: int, config: AugmentConfig, rng: np.ran
         right=0.0,
         weight_2d=0.0,
         weight_3d=0.0,
+        exact_depth=0.0,
         weight_parameters=0.0,
         weight_mask=1.0,
         weight_right=0.0,
@@ -227,6 +233,9 @@ def degrade(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     size = len(image)
     if rng.random() < config.grey:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if config.channel_gain:
+        gains = 1 + rng.uniform(-1, 1, 3) * config.channel_gain
+        image = cv2.LUT(image, (np.arange(256.0)[:, None] * gains).clip(0, 255).astype(np.uint8)[:, None, :])
     if rng.random() < config.colour:
         image = _shift_colours(image, rng)
     if rng.random() < config.blur:

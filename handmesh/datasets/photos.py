@@ -68,6 +68,7 @@ class PhotoDataset:
             joints=hand.joints,
             trust_2d=hand.trust,
             trust_3d=hand.trust,
+            exact_depth=False,
         )
 
 

@@ -26,6 +26,7 @@ class HandSample:
     alpha: np.ndarray | None = None  # (H, W) uint8, 255 where anything stands before the background
     trust_2d: float = 1.0  # weight of the keypoints, 0..1
     trust_3d: float = 1.0  # weight of `joints`, 0..1
+    exact_depth: bool = True  # False: the depths of `joints` are another tracker's guess
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     right: torch.Tensor  # (N,) 1: the hand in the crop as given is a right hand
     weight_2d: torch.Tensor  # (N,)
     weight_3d: torch.Tensor  # (N,)
+    exact_depth: torch.Tensor  # (N,) 1: the depths of `joints` were measured, 0: guessed
     weight_parameters: torch.Tensor  # (N,) for rotations, betas and the vertices that they pose
     weight_mask: torch.Tensor  # (N,)
     weight_right: torch.Tensor  # (N,)
@@ -60,6 +62,7 @@ class Target:
     right: float
     weight_2d: float
     weight_3d: float
+    exact_depth: float
     weight_parameters: float
     weight_mask: float
     weight_right: float

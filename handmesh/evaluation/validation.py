@@ -11,6 +11,7 @@ from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.mixture import HandDataset
 from handmesh.datasets.sample import Batch, collate
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.model.head import HeadOutput
 from handmesh.model.regressor import HandRegressor, Prediction, wrist_relative_hand
 
 
@@ -23,24 +24,25 @@ def fixed_batch(dataset: HandDataset, size: int, rows: Sequence[int] | None = No
 
 @torch.no_grad()
 def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50) -> Prediction:
-    """Run the network in evaluation mode over crops (N, S, S, 3), in batches."""
-    training = network.training
+    """Run the network in evaluation mode over crops (N, S, S, 3), in batches on its device; results on the CPU."""
+    training, device = network.training, network.hand_model.v_template.device
     network.eval()
-    parts = [network(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
+    parts = [network(crops[start : start + batch_size].to(device)) for start in range(0, len(crops), batch_size)]
     network.train(training)
-    head = type(parts[0].head)(
-        *(None if column[0] is None else torch.cat(column) for column in zip(*(p.head for p in parts), strict=True))
-    )
-    return Prediction(head, torch.cat([p.vertices for p in parts]), torch.cat([p.joints for p in parts]))
+    columns = zip(*(part.head for part in parts), strict=True)
+    head = HeadOutput(*(None if column[0] is None else torch.cat(column).cpu() for column in columns))
+    vertices, joints = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("vertices", "joints"))
+    return Prediction(head, vertices, joints)
 
 
 def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     """Errors on a fixed batch; 3D ones only over samples that know their 3D.
 
     `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
-    and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels. `right` is
-    the share of right hands taken for such, `left` that of their mirror images taken for left ones, `side` that of
-    hands whose image looks more like a right hand than its mirror image does.
+    and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_keypoints_mm` against measured keypoints of hands without
+    parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels. `right` is the share of right hands taken for
+    such, `left` that of their mirror images taken for left ones, `side` that of hands whose image looks more like a
+    right hand than its mirror image does.
     """
     prediction = predict(network, batch.crops)
     head = prediction.head
@@ -62,11 +64,15 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     }
     posed = batch.weight_parameters > 0
     if posed.any():
-        vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations[posed], batch.betas[posed])
+        device = network.hand_model.v_template.device
+        parameters = batch.rotations[posed].to(device), batch.betas[posed].to(device)
+        vertices, joints = (points.cpu() for points in wrist_relative_hand(network.hand_model, *parameters))
         result["pa_mpjpe_mm"] = float(pa_error_mm(prediction.joints[posed].numpy(), joints.numpy()).mean())
         result["pa_mpvpe_mm"] = float(pa_error_mm(prediction.vertices[posed].numpy(), vertices.numpy()).mean())
-    pseudo = (batch.weight_3d > 0) & ~posed
-    if pseudo.any():
-        errors_3d = pa_error_mm(prediction.joints[pseudo].numpy(), batch.joints[pseudo].numpy())
-        result["pa_mpjpe_pseudo_mm"] = float(errors_3d.mean())
+    unposed = (batch.weight_3d > 0) & ~posed
+    for name, exact in (("pa_mpjpe_keypoints_mm", True), ("pa_mpjpe_pseudo_mm", False)):
+        rows = unposed & ((batch.exact_depth > 0) == exact)
+        if rows.any():
+            errors_3d = pa_error_mm(prediction.joints[rows].numpy(), batch.joints[rows].numpy())
+            result[name] = float(errors_3d.mean())
     return result

@@ -47,11 +47,19 @@ class HandRegressor(nn.Module):
     """FastViT + head + hand model."""
 
     def __init__(
-        self, config: NetworkConfig, hand_model: HandModelArrays | None = None, *, pretrained: bool = False
+        self,
+        config: NetworkConfig,
+        hand_model: HandModelArrays | None = None,
+        *,
+        pretrained: bool = False,
+        backbone: nn.Module | None = None,
     ) -> None:
+        """`backbone` takes the place of the config's FastViT (see `handmesh.model.ablated`)."""
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.variant, pretrained=pretrained, drop_path=config.drop_path)
+        self.backbone: Any = backbone or build_backbone(
+            config.variant, pretrained=pretrained, drop_path=config.drop_path
+        )
         stages = [info["num_chs"] for info in self.backbone.feature_info]
         self.head = build_head(config.head, (stages[1], stages[2], stages[3], self.backbone.num_features))
         self.hand_model = HandModel(hand_model or load_hand_model())

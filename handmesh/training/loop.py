@@ -1,16 +1,11 @@
-"""`handmesh train`: mixed batches, EMA, checkpoints, exact resume; one process or several under torchrun."""
+"""The training loop: mixed batches, EMA, checkpoints, exact resume; one process or several under torchrun."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
+import copy
 import logging
-import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +13,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.assets import HandModelArrays
 from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture, load_pool
-from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, save_network
 from handmesh.model.unfold import unfold
-from handmesh.training.config import PRESETS, TrainConfig
+from handmesh.training.config import TrainConfig
 from handmesh.training.cpu_kernels import accelerate
-from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.losses import training_loss
+from handmesh.training.pictures import draw_curves, draw_overlays
 
 _log = logging.getLogger(__name__)
 
@@ -71,18 +65,22 @@ class Trainer:
         validation: dict[str, HandDataset],
         *,
         initial: Sequence[Path] = (),
-        pretrained: bool = False,
+        network: HandRegressor | None = None,
+        hand_model: HandModelArrays | None = None,
         teachers: Teachers | None = None,
+        device: torch.device | None = None,
         workers: int = 0,
     ) -> None:
+        """`network` is trained instead of one built from the config, on `device` (by default the CPU)."""
         self.config, self.folder, self.teachers = config, folder, teachers
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(config.seed)
+        self.device = device or torch.device("cpu")
         self.per_step = config.batch_size * self.world
         self.steps = config.samples // self.per_step
         self.step = 0
         size = config.network.input_size
-        self.stream = BatchStream(
+        self.stream: Dataset[Batch] = BatchStream(
             datasets,
             load_pool(background_folders),
             batch_size=config.batch_size,
@@ -92,15 +90,20 @@ class Trainer:
             rank=self.rank,
             steps=self.steps,
         )
-        self.network = HandRegressor(config.network, pretrained=pretrained)
+        stored = _read_checkpoint(folder / "last.pt")
+        pretrained = config.pretrained and stored is None and not initial
+        self.network = network or HandRegressor(config.network, hand_model, pretrained=pretrained)
         for path in initial:
             self._start_from(path)
+        for module in (self.network, *(() if teachers is None else teachers.networks)):
+            module.to(self.device)
         self.ema = Ema(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
-        if (folder / "last.pt").is_file():
-            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
-        fast = accelerate(self.network)
-        self.model: nn.Module = DistributedDataParallel(fast) if self.world > 1 else fast
+        if stored is not None:
+            self._restore(stored)
+        self.model: nn.Module = accelerate(self.network) if self.device.type == "cpu" else self.network
+        if self.world > 1:
+            self.model = DistributedDataParallel(self.model)
         self.validation = {name: fixed_batch(dataset, size) for name, dataset in validation.items()}
         self.workers = workers
 
@@ -137,10 +140,11 @@ class Trainer:
         if path.suffix != ".onnx":
             load_initial(self.network, path)
             return
-        crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, len(self.stream))))
+        crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
         network = unfold(load_torch_network(path), crops)
         if network.config != self.config.network:
             raise ValueError(f"{path} holds {network.config}, this run trains {self.config.network}")
+        network.hand_model = self.network.hand_model
         self.network = network
 
     @property
@@ -150,14 +154,17 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.step, self.steps)
-        yield from DataLoader(self.stream, batch_size=None, sampler=steps, num_workers=self.workers)
+        pinned = self.device.type == "cuda"
+        loader = DataLoader(self.stream, None, sampler=steps, num_workers=self.workers, pin_memory=pinned)
+        for batch in loader:
+            yield Batch(*(column.to(self.device, non_blocking=True) for column in batch))
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(hash((self.config.seed, self.rank, self.step)))  # stochastic depth, the same after a resume
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.seen)
         self.model.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             prediction = self.model(batch.crops)
         loss, terms = training_loss(prediction, batch, self.network.hand_model, self.config.loss)
         if self.teachers is not None:
@@ -184,22 +191,24 @@ class Trainer:
             return wishes
         if self.step % 10:
             return (False,) * len(wishes)
-        flags = torch.tensor(wishes, dtype=torch.float32)
+        flags = torch.tensor(wishes, dtype=torch.float32, device=self.device)
         dist.broadcast(flags, 0)
         return tuple(bool(flag) for flag in flags)
 
     def ema_network(self) -> HandRegressor:
-        """A stock network with the averaged weights."""
-        network = HandRegressor(self.config.network)
+        """A network with the averaged weights."""
+        network = copy.deepcopy(self.network)
         network.load_state_dict(self.ema.state)
         return network.eval()
 
     def _measure(self) -> None:
-        if self.rank == 0 and self.validation:
+        if self.rank == 0:
             network = self.ema_network()
             for name, batch in self.validation.items():
                 self._record(f"{name}.csv", measure(network, batch))
+                draw_overlays(network, batch, self.folder / "overlays" / f"{name}_{self.seen:09d}.jpg")
             save_network(network, self.folder / "ema.pt", seen=self.seen)
+            draw_curves(self.folder)
         if self.world > 1:
             dist.barrier()
 
@@ -230,9 +239,13 @@ class Trainer:
                 f"{self.per_step}: resume with the same number of processes and batch size"
             )
         self.network.load_state_dict(stored["network"])
-        self.ema.state = stored["ema"]
+        self.ema.state = {key: value.to(self.device) for key, value in stored["ema"].items()}
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step = stored["step"]
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
 def load_initial(network: HandRegressor, path: Path) -> None:
@@ -255,118 +268,3 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     decayed = [p for name, p in named if p.ndim > 1 and "gamma" not in name]
     plain = [p for name, p in named if not (p.ndim > 1 and "gamma" not in name)]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[int]:
-    """Join the processes that torchrun started, each pinned to its core on a CPU; yields the local rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield 0
-        return
-    local = int(os.environ["LOCAL_RANK"])
-    if hasattr(os, "sched_setaffinity") and not torch.cuda.is_available():
-        cores = sorted(os.sched_getaffinity(0))
-        share = max(1, len(cores) // int(os.environ["LOCAL_WORLD_SIZE"]))
-        os.sched_setaffinity(0, cores[local * share : (local + 1) * share] or cores)
-        torch.set_num_threads(share)
-    dist.init_process_group("gloo")
-    try:
-        yield local
-    finally:
-        dist.destroy_process_group()
-
-
-def _write_run_facts(folder: Path, config: TrainConfig, arguments: dict[str, Any]) -> None:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    facts = {
-        "config": asdict(config),
-        "arguments": {key: str(value) for key, value in arguments.items()},
-        "commit": git.stdout.strip() or None,
-        "torch": torch.__version__,
-    }
-    (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of `handmesh train`."""
-    parser = argparse.ArgumentParser(prog="handmesh train", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="fast")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before"
-    )
-    parser.add_argument("--synthetic", type=Path, help="folder in FreiHAND's layout")
-    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
-    parser.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
-    parser.add_argument("--validation-photos", type=Path, nargs="*", default=[])
-    parser.add_argument("--backgrounds", type=Path, nargs="*", default=[])
-    parser.add_argument(
-        "--init",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="checkpoints of a network, a backbone or a lifter, or an exported .onnx",
-    )
-    parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet weights (needs the hub)")
-    parser.add_argument("--teacher", type=Path, nargs="*", default=[], help="trained networks to learn from as well")
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--decay", type=float)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes per training process")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-
-    config = PRESETS[args.preset]
-    given = {key: getattr(args, key) for key in ("samples", "learning_rate", "decay") if getattr(args, key) is not None}
-    config = replace(config, **given)
-    datasets: list[HandDataset] = []
-    shares: list[float] = []
-    validation: dict[str, HandDataset] = {}
-    if args.synthetic:
-        datasets.append(FreiHandDataset(args.synthetic, "training"))
-        shares.append(config.synthetic_share)
-        if (args.synthetic / "evaluation" / "rgb").is_dir():
-            validation["synthetic"] = _Head(FreiHandDataset(args.synthetic, "evaluation"), 500)
-    if args.photos:
-        datasets.append(PhotoDataset(args.photos, distorted=frozenset(args.distorted)))
-        shares.append(config.photo_share)
-    if args.validation_photos:
-        validation["photos"] = PhotoDataset(args.validation_photos)
-    if not datasets:
-        parser.error("give --synthetic or --photos: there is nothing to train on")
-    if len(datasets) == 1:
-        shares = [config.synthetic_share + config.photo_share]
-
-    reuse_freed_memory()
-    with process_group():
-        args.out.mkdir(parents=True, exist_ok=True)
-        _write_run_facts(args.out, config, vars(args))
-        trainer = Trainer(
-            config,
-            args.out,
-            Mixture(datasets, shares),
-            args.backgrounds,
-            validation,
-            initial=args.init,
-            pretrained=args.pretrained,
-            teachers=Teachers.load(args.teacher) if args.teacher else None,
-            workers=args.workers,
-        )
-        trainer.run(minutes=args.minutes)
-
-
-class _Head:
-    """The first samples of a dataset."""
-
-    def __init__(self, dataset: HandDataset, count: int) -> None:
-        self.dataset, self.count = dataset, min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-
-if __name__ == "__main__":
-    main()

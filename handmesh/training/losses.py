@@ -32,7 +32,7 @@ class LossWeights:
     mask: float = 0.3
     presence: float = 0.2
     right: float = 0.5
-    pseudo_depth: float = 0.3  # of the depth axis of labels without parameters (another tracker's guess)
+    pseudo_depth: float = 0.3  # of the depth axis of labels that another tracker guessed
     heatmap_sigma: float = 0.1  # normalised crop units
 
 
@@ -47,8 +47,8 @@ def training_loss(
     size = hand_size(prediction.joints)
     true_joints = batch.joints / true_size
     joints = prediction.joints / size
-    axes = torch.ones(len(joints), 1, 3)
-    axes[:, :, 2] = torch.where(batch.weight_parameters > 0, 1.0, weights.pseudo_depth)[:, None]
+    axes = torch.ones(len(joints), 1, 3, device=joints.device)
+    axes[:, :, 2] = torch.where(batch.exact_depth > 0, 1.0, weights.pseudo_depth)[:, None]
     unknown_shape = batch.presence * (1 - batch.weight_parameters)  # their betas are 0 in the batch
     shape_weight = batch.weight_parameters + weights.mean_shape * unknown_shape
     projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
@@ -69,7 +69,7 @@ def training_loss(
     }
     if head.heatmaps is not None:
         terms["heatmaps"] = _heatmap_loss(head.heatmaps, batch, weights.heatmap_sigma)
-    total = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros(()))
+    total = sum((getattr(weights, name) * term for name, term in terms.items()), size.new_zeros(()))
     return total, {name: term.detach() for name, term in terms.items()}
 
 

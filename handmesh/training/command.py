@@ -1,0 +1,214 @@
+"""`handmesh train`: from options and data folders to a run in a folder; one process or several under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from handmesh.assets import load_hand_model
+from handmesh.atomic import written_whole
+from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.mixture import HandDataset, Mixture
+from handmesh.datasets.photos import PhotoDataset
+from handmesh.datasets.sample import HandSample
+from handmesh.evaluation.report import stamp
+from handmesh.model.backbone import VARIANTS
+from handmesh.model.head import HEADS
+from handmesh.training.config import PRESETS, TrainConfig
+from handmesh.training.cpu_ops import reuse_freed_memory
+from handmesh.training.distillation import Teachers
+from handmesh.training.loop import Trainer
+
+_VALIDATION_HANDS = 500  # of an evaluation split, measured during training
+
+_NETWORK_OPTIONS = {"variant": "variant", "head": "head", "size": "input_size"}
+_CONFIG_OPTIONS = ("batch_size", "learning_rate", "decay", "epochs", "pretrained", "seed")
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the processes that torchrun started; yields this process's device.
+
+    That is its GPU where CUDA finds any. On a CPU each process is pinned to cores of its own.
+    """
+    local, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if world < 2:
+        yield device
+        return
+    if hasattr(os, "sched_setaffinity") and not on_gpu:
+        cores = sorted(os.sched_getaffinity(0))
+        share = max(1, len(cores) // int(os.environ["LOCAL_WORLD_SIZE"]))
+        os.sched_setaffinity(0, cores[local * share : (local + 1) * share] or cores)
+        torch.set_num_threads(share)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on and is measured on; `main` is the data set that epochs count."""
+
+    mixture: Mixture
+    main: int
+    validation: dict[str, HandDataset]
+
+    @property
+    def samples_an_epoch(self) -> float:
+        return len(self.mixture.datasets[self.main]) / self.mixture.shares[self.main]
+
+
+def open_data(options: argparse.Namespace, config: TrainConfig) -> RunData:
+    """Open the data sets that the options name. Raises what their readers raise."""
+    datasets: dict[str, HandDataset] = {}
+    validation: dict[str, HandDataset] = {}
+    for name in ("freihand", "synthetic"):
+        root: Path | None = getattr(options, name)
+        if root is not None:
+            datasets[name] = FreiHandDataset(root, "training")
+            if (root / "evaluation" / "rgb").is_dir():
+                validation[name] = _Head(FreiHandDataset(root, "evaluation"), _VALIDATION_HANDS)
+    if options.photos:
+        datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted))
+    if options.validation_photos:
+        validation["photos"] = PhotoDataset(options.validation_photos)
+    shares = config.shares({name: getattr(config, f"{name}_share") for name in datasets})
+    return RunData(Mixture(list(datasets.values()), shares), 0, validation)
+
+
+class _Head:
+    """The first samples of a dataset."""
+
+    def __init__(self, dataset: HandDataset, count: int) -> None:
+        self.dataset, self.count = dataset, min(count, len(dataset))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> HandSample:
+        return self.dataset[index]
+
+
+def configure(options: argparse.Namespace) -> TrainConfig:
+    """The preset with what the options change; its length in epochs is not yet counted in samples."""
+    config = PRESETS[options.preset]
+    network = {field: getattr(options, name) for name, field in _NETWORK_OPTIONS.items()}
+    given = {name: getattr(options, name) for name in _CONFIG_OPTIONS}
+    network, given = ({k: v for k, v in values.items() if v is not None} for values in (network, given))
+    return replace(config, network=replace(config.network, **network), **given)
+
+
+def write_run_facts(folder: Path, config: TrainConfig, options: argparse.Namespace) -> None:
+    """Write `run.json` (config, options, commit, machine; one entry per start) and changes that git has not."""
+    file = folder / "run.json"
+    starts = json.loads(file.read_text())["starts"] if file.is_file() else []
+    repository = Path(__file__).parent
+    starts.append({"arguments": {key: str(value) for key, value in vars(options).items()}, **stamp()})
+    diff = subprocess.run(["git", "diff", "HEAD"], cwd=repository, capture_output=True, text=True, check=False).stdout
+    if diff:
+        starts[-1]["changes"] = f"changes_{len(starts)}.patch"
+        (folder / starts[-1]["changes"]).write_text(diff)
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps({"config": asdict(config), "starts": starts}, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="handmesh train", description=__doc__)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="fast")
+    add("--out", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before")
+    data = parser.add_argument_group("data")
+    data.add_argument("--freihand", type=Path, help="the FreiHAND archive, or another in its layout")
+    data.add_argument("--synthetic", type=Path, help="a set that `handmesh data synthesize` rendered")
+    data.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
+    data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
+    data.add_argument("--validation-photos", type=Path, nargs="*", default=[])
+    data.add_argument("--backgrounds", type=Path, nargs="*", default=[])
+    start = parser.add_argument_group("start")
+    start.add_argument(
+        "--init",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="checkpoints of a network, a backbone or a lifter, or exported .onnx",
+    )
+    start.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="timm's ImageNet weights, from a model hub (the freihand presets ask for them; --init replaces them)",
+    )
+    start.add_argument("--teacher", type=Path, nargs="*", default=[], help="trained networks to learn from as well")
+    start.add_argument("--hand-model", type=Path, help="MANO_RIGHT.pkl or .npz instead of the embedded open hand")
+    change = parser.add_argument_group("changes of the preset")
+    change.add_argument("--variant", choices=VARIANTS)
+    change.add_argument("--head", choices=HEADS, help="global: the FastViT paper's; tokens: ours")
+    change.add_argument("--size", type=int, help="crop size in px")
+    change.add_argument("--samples", type=int, help="length of the run")
+    change.add_argument("--epochs", type=float, help="length in passes over the first of the data sets given")
+    change.add_argument("--batch-size", type=int, help="per process")
+    change.add_argument("--learning-rate", type=float)
+    change.add_argument("--decay", type=float, help="last share of the run, over which the rate falls to zero")
+    change.add_argument("--seed", type=int)
+    add("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
+    add("--measure-every", type=int, default=50_000, help="samples between validations")
+    add("--workers", type=int, default=0, help="loader processes per training process")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `handmesh train`. A user's mistake raises ValueError, FileNotFoundError or ConnectionError."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.freihand is None and options.synthetic is None and not options.photos:
+        parser.error("give --freihand, --synthetic or --photos: there is nothing to train on")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    _train(options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = configure(options)
+    data = open_data(options, config)
+    if options.samples is not None:
+        config = config.lasting(options.samples)
+    elif config.epochs is not None:
+        config = config.lasting(round(config.epochs * data.samples_an_epoch))
+    hand_model = None if options.hand_model is None else load_hand_model(options.hand_model)
+    reuse_freed_memory()
+    with process_group() as device:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            write_run_facts(options.out, config, options)
+        trainer = Trainer(
+            config,
+            options.out,
+            data.mixture,
+            options.backgrounds,
+            data.validation,
+            initial=options.init,
+            hand_model=hand_model,
+            teachers=Teachers.load(options.teacher) if options.teacher else None,
+            device=device,
+            workers=options.workers,
+        )
+        trainer.run(minutes=options.minutes, measure_every=options.measure_every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The benchmark's recipe from one end to the other, small: render, pretrain, fine-tune on keypoints, resume, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from samples import posed_hand, write_freihand
+
+from handmesh.cli import main
+from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
+from handmesh.datasets.sample import collate
+from handmesh.model.deploy import load_torch_network
+from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network
+from handmesh.synthesis.synthesize import synthesize
+from handmesh.training.command import _parser, configure
+from handmesh.training.config import FREIHAND_IMAGES, PRESETS
+from handmesh.training.losses import LossWeights, training_loss
+
+RENDERED = 200
+SMALL = ["--no-pretrained", "--size", "64", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rendered")
+    synthesize(root, RENDERED, 1, skins=2, shard_size=RENDERED, workers=1)
+    return root
+
+
+def as_published(rendered, root):
+    """A rendered set without what the real archive lacks: no rotations, no alpha, labels in JSON files."""
+    (root / "training").mkdir(parents=True)
+    (root / "training" / "rgb").symlink_to(rendered / "training" / "rgb")
+    (root / "training" / "mask").symlink_to(rendered / "training" / "mask")
+    for name in ("K", "xyz"):
+        (root / f"training_{name}.json").write_bytes((rendered / f"training_{name}.json").read_bytes())
+    return root
+
+
+@pytest.mark.slow
+def test_recipe_from_rendered_hands_to_exported_weights(rendered, tmp_path):
+    archive = as_published(rendered, tmp_path / "archive")
+    pretrained, tuned = tmp_path / "pretrained", tmp_path / "tuned"
+    preset = ["train", "--preset", "freihand-t8", *SMALL]
+    assert main([*preset, "--out", str(pretrained), "--synthetic", str(rendered), "--samples", "12"]) == 0
+
+    finish = [*preset, "--out", str(tuned), "--freihand", str(archive), "--init", str(pretrained / "ema.pt")]
+    finish += ["--epochs", "0.06"]  # of 200 images: three steps
+    assert main([*finish, "--minutes", "0"]) == 0
+    assert torch.load(tuned / "last.pt", weights_only=True)["step"] == 1
+    assert main(finish) == 0
+    assert torch.load(tuned / "last.pt", weights_only=True)["step"] == 3
+
+    facts = json.loads((tuned / "run.json").read_text())
+    assert facts["config"]["samples"] == 12
+    assert facts["config"]["network"]["input_size"] == 64
+    assert facts["config"]["augment"]["turn_limit_deg"] == 90
+    assert len(facts["starts"]) == 2
+    assert "versions" in facts["starts"][0]
+    curves = cv2.imread(str(tuned / "curves.png"))
+    assert curves is not None
+    assert curves.std() > 0
+
+    assert main(["export", str(tuned / "ema.pt"), "--name", "tuned", "--folder", str(tmp_path), "--crops", "2"]) == 0
+    crops = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    stored, exported = load_network(tuned / "ema.pt").eval(), load_torch_network(tmp_path / "tuned.onnx").eval()
+    with torch.no_grad():
+        distance = (stored(crops).vertices - exported(crops).vertices).norm(dim=-1).max()
+    assert distance < 1e-3  # metres; weights are stored in half precision
+
+
+def test_every_variant_and_head_of_the_benchmark_has_its_preset():
+    for variant in ("t8", "sa12", "sa24", "ma36"):
+        config = PRESETS[f"freihand-{variant}"]
+        assert (config.network.variant, config.network.input_size) == (variant, 224)
+        assert config.samples == 200 * FREIHAND_IMAGES
+        assert config.pretrained
+        assert config.rate_at(config.samples // 4) == config.learning_rate
+    options = ["--preset", "freihand-ma36", "--out", "x", "--head", "global", "--no-pretrained"]
+    changed = configure(_parser().parse_args(options))
+    assert (changed.network.head, changed.network.variant) == ("global", "ma36")
+    assert not changed.pretrained
+
+
+def test_shares_leave_out_data_that_is_not_there():
+    config = PRESETS["fast"]
+    assert config.shares({"synthetic": 0.55, "photo": 0.38}) == pytest.approx([0.55, 0.38])
+    assert config.shares({"synthetic": 0.55}) == pytest.approx([0.93])
+    assert PRESETS["freihand-t8"].shares({"freihand": 0.8, "synthetic": 0.2}) == pytest.approx([0.8, 0.2])
+
+
+def test_a_longer_run_warms_up_longer():
+    config = dataclasses.replace(PRESETS["fast"], samples=1000, warmup=100)
+    assert (config.lasting(5000).samples, config.lasting(5000).warmup) == (5000, 500)
+
+
+def test_missing_data_is_one_clear_line(tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path / "run"), "--freihand", str(tmp_path / "nowhere"), *SMALL]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_unreachable_imagenet_weights_say_what_to_do(tmp_path, capsys, monkeypatch):
+    import timm
+
+    def unreachable(*_, **__):
+        raise OSError("no route to the hub")
+
+    write_freihand(tmp_path / "set", 2)
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    run = ["train", "--preset", "freihand-t8", "--out", str(tmp_path / "run"), "--freihand", str(tmp_path / "set")]
+    assert main([*run, "--samples", "32"]) == 1
+    error = capsys.readouterr().err
+    assert "--no-pretrained" in error
+    assert "--init" in error
+
+
+def keypoints_only(count, size=64):
+    """Targets as the real archive gives them to the open hand model: measured keypoints, no parameters."""
+    samples = [dataclasses.replace(posed_hand(seed), rotations=None, betas=None) for seed in range(count)]
+    rng = np.random.default_rng(0)
+    return collate([make_target(sample, size, NO_AUGMENT, ImagePool([]), rng) for sample in samples])
+
+
+@pytest.mark.parametrize("head", ["global", "tokens"])
+def test_keypoints_alone_teach_every_parameter(head):
+    """MANO brings rotations to learn from; without it, the keypoints' losses must reach all that poses the hand."""
+    torch.manual_seed(0)
+    network = HandRegressor(NetworkConfig(head=head, input_size=64))
+    batch = keypoints_only(3)
+    assert batch.weight_parameters.sum() == 0
+    assert batch.exact_depth.sum() == 3
+    loss, terms = training_loss(network(batch.crops), batch, network.hand_model, LossWeights())
+    assert terms["rotations"] == terms["vertices"] == 0
+    assert terms["joints"] > 0
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    regressors = [module for name, module in network.named_modules() if name.endswith("leave")]
+    for regressor in regressors:
+        reached = regressor.weight.grad.abs().sum(1) > 0
+        assert reached[:6].all()  # the global rotation
+        assert reached[96:].all()  # shape and camera
+
+
+def test_guessed_depths_weigh_less_than_measured_ones():
+    network = HandRegressor(NetworkConfig(head="global", input_size=64)).eval()
+    batch = keypoints_only(2)
+    with torch.no_grad():
+        prediction = network(batch.crops)
+        losses = [
+            training_loss(prediction, batch._replace(exact_depth=depth), network.hand_model, LossWeights())[1]["depth"]
+            for depth in (torch.ones(2), torch.zeros(2))
+        ]
+    assert losses[1] == pytest.approx(LossWeights().pseudo_depth * float(losses[0]))
+
+
+def test_loss_makes_no_tensor_on_another_device():
+    """On the meta device a stray CPU tensor raises: what stands in for a GPU on machines without one."""
+    with torch.device("meta"):
+        network = HandRegressor(NetworkConfig(input_size=64))
+    network.to("meta")
+    batch = type(keypoints_only(1))(*(column.to("meta") for column in keypoints_only(2)))
+    with torch.autocast("meta", enabled=False):
+        prediction = network(batch.crops)
+    loss, _ = training_loss(prediction, batch, network.hand_model, LossWeights())
+    assert loss.device.type == "meta"
+    loss.backward()
