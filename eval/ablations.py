@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from handmesh.training.ablation_report import MEASURES, write_report
 from handmesh.training.ablations import ABLATIONS, Protocol, run_arm
 from handmesh.training.cpu_ops import reuse_freed_memory
 
@@ -45,10 +46,8 @@ def main() -> None:
     wanted += [(NOISE_ARM, seed) for name in names if name == "noise" for seed in args.noise_seeds]
     for arm, seed in dict.fromkeys(wanted):
         errors = run_arm(arm, protocol, seed)
-        print(arm, seed, " ".join(f"{key}={errors[key]:.4g}" for key in ("2d", "pa_mpjpe_mm", "pa_mpvpe_mm")))
+        print(arm, seed, " ".join(f"{key}={errors[key]:.4g}" for key in MEASURES if key in errors))
     if "report" in args.names:
-        from handmesh.training.ablation_report import write_report
-
         write_report(protocol, args.results)
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -39,6 +40,9 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
         assert value.equal(parts.ema.state[key]), key
     assert (tmp_path / "whole" / "synthetic.csv").read_text().count("\n") == 2
     load_network(tmp_path / "whole" / "ema.pt")
+    drawn = cv2.imread(str(tmp_path / "whole" / "overlays" / "synthetic_000000024.jpg"))
+    assert drawn.shape == (192, 8 * 192, 3)  # four hands, each labelled and predicted
+    assert (tmp_path / "whole" / "curves.png").is_file()
 
 
 def test_resume_refuses_another_batch_size(tmp_path):

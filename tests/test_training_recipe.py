@@ -15,7 +15,7 @@ from handmesh.cli import main
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.sample import collate
 from handmesh.model.deploy import load_torch_network
-from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network
+from handmesh.model.regressor import HandRegressor, NetworkConfig, Prediction, load_network
 from handmesh.synthesis.synthesize import synthesize
 from handmesh.training.command import _parser, configure
 from handmesh.training.config import FREIHAND_IMAGES, PRESETS
@@ -162,12 +162,14 @@ def test_guessed_depths_weigh_less_than_measured_ones():
 
 def test_loss_makes_no_tensor_on_another_device():
     """On the meta device a stray CPU tensor raises: what stands in for a GPU on machines without one."""
-    with torch.device("meta"):
-        network = HandRegressor(NetworkConfig(input_size=64))
-    network.to("meta")
-    batch = type(keypoints_only(1))(*(column.to("meta") for column in keypoints_only(2)))
-    with torch.autocast("meta", enabled=False):
-        prediction = network(batch.crops)
-    loss, _ = training_loss(prediction, batch, network.hand_model, LossWeights())
-    assert loss.device.type == "meta"
-    loss.backward()
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    batch = keypoints_only(2)
+    with torch.no_grad():
+        head, vertices, joints = network(batch.crops)
+
+    def moved(columns):
+        return type(columns)(*(None if column is None else column.to("meta") for column in columns))
+
+    prediction = Prediction(moved(head), vertices.to("meta"), joints.to("meta"))
+    loss, terms = training_loss(prediction, moved(batch), network.hand_model.to("meta"), LossWeights())
+    assert {loss.device.type, *(term.device.type for term in terms.values())} == {"meta"}

@@ -35,6 +35,7 @@ DIGITAL = ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
 KINDS = (*NOISE, *BLUR, *WEATHER, *DIGITAL)
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
+_SEEDED = ("impulse_noise", "glass_blur")  # have generators of their own in the package
 
 _SHAPE_SHARE = 0.1  # of hands whose shape coefficients are longest: "rare shapes"
 
@@ -51,12 +52,13 @@ def corrupt(image: NDArray[np.uint8], kind: str, severity: int, seed: int) -> ND
     import imagecorruptions
 
     with _global_seed(seed):
-        return np.asarray(imagecorruptions.corrupt(image, severity=severity, corruption_name=kind), np.uint8)
+        own = {"seed": seed} if kind in _SEEDED else {}
+        return np.asarray(imagecorruptions.corrupt(image, severity=severity, corruption_name=kind, **own), np.uint8)
 
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """The package draws from numpy's global generator: seed it, and put it back as it was."""
+    """The package draws most kinds from numpy's global generator: seed it, and put it back as it was."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:

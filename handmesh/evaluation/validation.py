@@ -30,7 +30,7 @@ def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50
     parts = [network(crops[start : start + batch_size].to(device)) for start in range(0, len(crops), batch_size)]
     network.train(training)
     columns = zip(*(part.head for part in parts), strict=True)
-    head = HeadOutput(*(None if column[0] is None else torch.cat(column).cpu() for column in columns))
+    head = HeadOutput._make(None if column[0] is None else torch.cat(column).cpu() for column in columns)
     vertices, joints = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("vertices", "joints"))
     return Prediction(head, vertices, joints)
 

@@ -12,7 +12,15 @@ from collections.abc import Callable
 import timm
 import torch
 from timm.layers.conv_bn_act import ConvNormAct
-from timm.models.fastvit import ConvMlp, FastVit, MobileOneBlock, ReparamLargeKernelConv, RepMixer, RepMixerBlock
+from timm.models.fastvit import (
+    ConvMlp,
+    FastVit,
+    FastVitStage,
+    MobileOneBlock,
+    ReparamLargeKernelConv,
+    RepMixer,
+    RepMixerBlock,
+)
 from timm.utils.model import reparameterize_model
 from torch import nn
 
@@ -49,7 +57,7 @@ def pool_tokens(model: FastVit) -> FastVit:
     """Replace every RepMixer by pooling, in place."""
     for block in list(model.modules()):
         if isinstance(block, RepMixerBlock):
-            block.token_mixer = PoolingMixer(block.token_mixer.dim)
+            setattr(block, "token_mixer", PoolingMixer(block.token_mixer.dim))  # noqa: B010 - timm declares RepMixer
     return model
 
 
@@ -83,15 +91,17 @@ def shrink_kernels(model: FastVit) -> FastVit:
     return model
 
 
-def _depthwise(conv: nn.Conv2d, kernel: int) -> ConvNormAct:
+def _depthwise(conv: nn.Module, kernel: int) -> ConvNormAct:
+    assert isinstance(conv, nn.Conv2d)
     channels, stride = (conv.in_channels, conv.out_channels), conv.stride[0]
     return ConvNormAct(*channels, kernel_size=kernel, stride=stride, groups=conv.groups, apply_act=False)
 
 
 def drop_positions(model: FastVit) -> FastVit:
     """Take the conditional positional encoding before the attention stage out, in place."""
-    for stage in model.stages:
-        stage.pos_emb = nn.Identity()
+    for stage in model.modules():
+        if isinstance(stage, FastVitStage):
+            stage.pos_emb = nn.Identity()
     return model
 
 
@@ -114,7 +124,7 @@ class OtherBackbone(nn.Module):
 
     def forward_intermediates(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Images (N, 3, S, S) -> last map and those of strides 4, 8, 16, 32."""
-        final, stages = self.net.forward_intermediates(image)  # pyright: ignore[reportCallIssue]
+        final, stages = self.net.forward_intermediates(image)  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
         return final, stages[-4:]
 
 

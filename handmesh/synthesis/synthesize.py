@@ -33,6 +33,7 @@ IMAGES_PER_SKIN = 8
 MAX_SKINS = 360
 JPEG_QUALITY = 92
 BETA_LIMIT = 2.0
+UNSEEN_BETAS = (2.5, 3.5)
 
 Split = Literal["training", "evaluation"]
 Progress = Callable[[int, int], object]
@@ -53,6 +54,7 @@ class Job:
     backgrounds: tuple[Path, ...]
     environments: tuple[Path, ...]
     shard_size: int = SHARD
+    unseen_shapes: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.skins < 1:
@@ -97,6 +99,7 @@ def synthesize(
     skins: int | None = None,
     shard_size: int = SHARD,
     write_vertices: bool | None = None,
+    unseen_shapes: bool = False,
     progress: Progress | None = None,
 ) -> float:
     """Render ``count`` images under ``root/split``; returns images per second of this run (0 if all was there).
@@ -105,13 +108,14 @@ def synthesize(
     environments: directories of .hdr environment maps. workers: processes, by default one per core.
     skins: how many people; shard_size: images that are rendered, and after an interruption repeated, together.
     write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
+    unseen_shapes: give every hand a shape outside of what sets have otherwise, to test on.
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
     or sources), FileNotFoundError for a missing directory.
     """
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
     pool = min(MAX_SKINS, -(-count // IMAGES_PER_SKIN)) if skins is None else skins
-    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size)
+    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size, unseen_shapes)
     _prepare(job)
     _log.info("rendering %d images into %s", count, job.folder)
     missing = [s for s in range(job.shards) if not job.labels(s).exists()]
@@ -150,6 +154,8 @@ def _prepare(job: Job) -> None:
         "shard_size": job.shard_size,
         "hand_model_sha256": hashlib.sha256(HAND_MODEL.read_bytes()).hexdigest(),
     }
+    if job.unseen_shapes:
+        record["unseen_shapes"] = True
     path = job.root / f"{job.split}_synthesis.json"
     if path.exists() and json.loads(path.read_text()) != record:
         raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
@@ -275,12 +281,20 @@ def _pose_shard(worker: _Worker, shard: int) -> tuple[list[PosedHand], Array, Ar
     rotations = poses.rotations.copy()
     rotations[:, 0] = sample_orientations(anatomy, count, rng)
     betas = np.clip(rng.normal(size=(count, 10)), -BETA_LIMIT, BETA_LIMIT).astype(np.float32)
+    if worker.job.unseen_shapes:
+        _leave_known_shapes(betas, rng)
     with torch.no_grad():
         mesh = worker.model(torch.from_numpy(rotations), torch.from_numpy(betas))
         wrist = mesh.keypoints[:, :1]
         vertices, keypoints = (mesh.vertices - wrist).numpy(), (mesh.keypoints - wrist).numpy()
     hands = [PosedHand(vertices[i], keypoints[i], rotations[i, 0], str(poses.names[i])) for i in range(count)]
     return hands, rotations, betas
+
+
+def _leave_known_shapes(betas: Array, rng: np.random.Generator) -> None:
+    """Move one of the first three coefficients of every hand (N, 10) beyond BETA_LIMIT, in place."""
+    rows, chosen = np.arange(len(betas)), rng.integers(3, size=len(betas))
+    betas[rows, chosen] = rng.choice([-1, 1], len(betas)) * rng.uniform(*UNSEEN_BETAS, len(betas))
 
 
 def _view(frame: Array, translation: Array) -> str:
@@ -317,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--environments", type=Path, nargs="*", default=[], help="directories of .hdr maps")
     parser.add_argument("--skins", type=int, default=None, help="number of different people")
     parser.add_argument("--write-vertices", action="store_true", default=None, help="also write verts.json")
+    parser.add_argument("--unseen-shapes", action="store_true", help="hands shaped as in no other set, to test on")
     options = vars(parser.parse_args(arguments))
     with tqdm(total=options["count"], unit="image", smoothing=0.05) as bar:
         synthesize(

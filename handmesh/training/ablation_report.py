@@ -16,7 +16,7 @@ from handmesh.evaluation.report import write_result
 from handmesh.training.ablations import ABLATIONS, Protocol, parameters, time_inference, time_training
 
 LARGE_PX = 224  # inference is timed at this size too
-MEASURES = ("2d", "pa_mpjpe_mm", "pa_mpvpe_mm")
+MEASURES = ("2d", "pa_mpjpe_mm", "pa_mpvpe_mm")  # the last two of sets that know the true parameters
 _T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}  # Student's t, two-sided 95 %, by degrees of freedom
 
 
@@ -50,7 +50,7 @@ def read_results(protocol: Protocol) -> dict[str, ArmResult]:
 
 
 def _summarise(arm: str, rows: list[dict[str, float]]) -> ArmResult:
-    columns = {name: np.array([row[name] for row in rows]) for name in MEASURES}
+    columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in MEASURES}
     spread = {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in columns.items()}
     return ArmResult(arm, len(rows), {name: float(values.mean()) for name, values in columns.items()}, spread)
 

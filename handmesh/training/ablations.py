@@ -71,11 +71,11 @@ class Protocol:
 
     data: Path
     folder: Path
-    samples: int = 6_400
+    samples: int = 3_200
     size: int = 64
     batch_size: int = 16
     learning_rate: float = 1e-3
-    evaluation_hands: int = 300
+    evaluation_hands: int = 200
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
 

@@ -119,7 +119,7 @@ class Trainer:
                 sums[key] = sums.get(key, 0.0) + value
             self.step += 1
             now = time.monotonic()
-            if self.step % 50 == 0:
+            if self.step % 50 == 0 or self.step == self.steps:
                 count = self.step - mark_step
                 row = {key: value / count for key, value in sums.items()}
                 self._record("log.csv", {"rate": count * self.per_step / (now - mark), **row})
