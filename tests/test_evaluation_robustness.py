@@ -1,4 +1,4 @@
-"""Corruptions are repeatable and grow with severity; scores follow ImageNet-C's formula; splits follow facts."""
+"""Corruptions are repeatable and grow with severity; scores follow ImageNet-C's formula."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from handmesh.evaluation.robustness import (
     corruption_errors,
     make_crops,
     measure_conditions,
-    splits,
     spread_rows,
     target_of,
 )
@@ -109,24 +108,3 @@ def test_scores_are_imagenet_cs():
     assert scores["snow"] == 0.5
     assert scores["mce"] == pytest.approx((14 * 0.5 + 1) / 15)
     assert scores["relative_mce"] == pytest.approx((14 * 0.5 + 1.5) / 15)
-
-
-def test_splits_come_from_the_renderers_facts(tmp_path):
-    write_freihand(tmp_path / "set", 4, split="evaluation")
-    dataset = FreiHandDataset(tmp_path / "set", "evaluation")
-    with pytest.raises(ValueError, match="rendered set"):
-        splits(dataset)
-    betas = np.zeros((4, 10))
-    betas[2] = 3
-    dataset.meta = {
-        "gloved": np.array([True, False, False, False]),
-        "held": np.array([False, True, False, False]),
-        "occluded": np.zeros(4, bool),
-        "view": np.array(["palm", "palm", "palm", "end"]),
-        "betas": betas,
-        "pose_class": np.array(["random", "fist", "fist", "fist"]),
-    }
-    found = {name: np.flatnonzero(mask).tolist() for name, mask in splits(dataset).items()}
-    assert [found[name] for name in ("gloves", "something in the hand", "end-on views")] == [[0], [1], [3]]
-    assert found["everyday (bare, empty, unhidden, not end-on)"] == [2]
-    assert found["rare shapes (longest tenth of the coefficients)"] == [2]

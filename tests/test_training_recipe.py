@@ -9,13 +9,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mano_imitation import write_mano_pickle
 from samples import posed_hand, write_freihand
 
+from handmesh.assets import load_hand_model
 from handmesh.cli import main
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.sample import collate
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.regressor import HandRegressor, NetworkConfig, Prediction, load_network
+from handmesh.skeleton import MANO_VERTEX_COUNT
 from handmesh.synthesis.synthesize import synthesize
 from handmesh.training.command import _parser, configure
 from handmesh.training.config import FREIHAND_IMAGES, PRESETS
@@ -72,6 +75,22 @@ def test_recipe_from_rendered_hands_to_exported_weights(rendered, tmp_path):
     with torch.no_grad():
         distance = (stored(crops).vertices - exported(crops).vertices).norm(dim=-1).max()
     assert distance < 1e-3  # metres; weights are stored in half precision
+
+
+def test_mano_and_its_parameters_train_a_mano_network(tmp_path):
+    write_freihand(tmp_path / "set", 2)
+    rows = [[np.linspace(-0.2, 0.2, 61).tolist()] for _ in range(2)]
+    (tmp_path / "set" / "training_mano.json").write_text(json.dumps(rows))
+    model = write_mano_pickle(tmp_path / "MANO_RIGHT.pkl")
+    run = ["train", "--preset", "freihand-t8", *SMALL, "--head", "global", "--out", str(tmp_path / "run")]
+    run += ["--freihand", str(tmp_path / "set"), "--hand-model", str(model), "--samples", "4"]
+    assert main(run) == 0
+    losses = np.genfromtxt(tmp_path / "run" / "log.csv", delimiter=",", names=True)
+    assert losses["rotations"] > 0
+    assert losses["vertices"] > 0
+    network = load_network(tmp_path / "run" / "ema.pt", load_hand_model(model)).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).vertices.shape == (1, MANO_VERTEX_COUNT, 3)
 
 
 def test_every_variant_and_head_of_the_benchmark_has_its_preset():

@@ -1,4 +1,4 @@
-"""How a hand network bears bad pictures: ImageNet-C's corruptions, and uncommon parts of a rendered set.
+"""How a hand network bears bad pictures: ImageNet-C's corruptions on hands.
 
 Corruptions (Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
 ICLR 2019; computed by the package `imagecorruptions-imaug`) are applied to whole images, which are 224 px in FreiHAND's
@@ -12,9 +12,9 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ KINDS = (*NOISE, *BLUR, *WEATHER, *DIGITAL)
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
 _SEEDED = ("impulse_noise", "glass_blur")  # have generators of their own in the package
-
-_SHAPE_SHARE = 0.1  # of hands whose shape coefficients are longest: "rare shapes"
 
 Progress = Callable[[int, int], object]
 
@@ -131,8 +129,6 @@ def _crops_file(folder: Path, row: int) -> Path:
 
 
 def _corrupt_hand(job: tuple[TestHands, Path, int]) -> None:
-    from dataclasses import replace
-
     hands, folder, row = job
     sample = FreiHandDataset(hands.root, "evaluation")[row]
     crops = []
@@ -197,56 +193,3 @@ def corruption_errors(
         lost = float((theirs - other).sum())
         losses.append(float((ours - own).sum()) / lost if lost else math.nan)
     return {**shares, "mce": float(np.mean(list(shares.values()))), "relative_mce": float(np.mean(losses))}
-
-
-def splits(dataset: FreiHandDataset) -> dict[str, NDArray[np.bool_]]:
-    """Parts of a rendered evaluation split by what its renderer knows: name -> (N,) which hands belong.
-
-    Raises ValueError for a set without these facts, such as the published archive.
-    """
-    meta = dataset.meta
-    needed = {"gloved", "held", "occluded", "view", "betas"}
-    if not needed <= meta.keys():
-        raise ValueError(f"{dataset.root} does not say what its hands wear and hold: splits need a rendered set")
-    length = np.linalg.norm(meta["betas"], axis=1)
-    everyday = ~(meta["gloved"] | meta["held"] | meta["occluded"] | (meta["view"] == "end"))
-    return {
-        "all": np.ones(len(length), bool),
-        "everyday (bare, empty, unhidden, not end-on)": everyday,
-        "something before the hand": meta["occluded"],
-        "something in the hand": meta["held"],
-        "gloves": meta["gloved"],
-        "end-on views": meta["view"] == "end",
-        "rare shapes (longest tenth of the coefficients)": length > np.quantile(length, 1 - _SHAPE_SHARE),
-        "random finger poses": meta["pose_class"] == "random",
-    }
-
-
-def measure_splits(
-    graph: Graph, root: Path, size: int, rows: Sequence[int] | None = None, *, progress: Progress | None = None
-) -> dict[str, dict[str, float]]:
-    """Errors of a network on every split: hands, mean PA-MPJPE, its standard error, mean 2D error."""
-    dataset = FreiHandDataset(root, "evaluation")
-    rows = range(len(dataset)) if rows is None else rows
-    members = splits(dataset)
-    chunks = []
-    for start in range(0, len(rows), 100):
-        targets = [target_of(dataset[row], size) for row in rows[start : start + 100]]
-        truth = Truth(np.stack([t.joints for t in targets]), np.stack([t.joints_2d for t in targets]))
-        chunks.append(measure_hands(*run_crops(graph, np.stack([t.crop for t in targets])), truth))
-        if progress is not None:
-            progress(start + len(targets), len(rows))
-    errors = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    result = {}
-    for name, belongs in members.items():
-        mine = {key: values[belongs[list(rows)]] for key, values in errors.items()}
-        count = len(mine["2d"])
-        if count:
-            pa = mine["pa_mpjpe_mm"]
-            result[name] = {
-                "hands": count,
-                "pa_mpjpe_mm": float(pa.mean()),
-                "standard_error_mm": float(pa.std() / math.sqrt(count)),
-                "2d": float(mine["2d"].mean()),
-            }
-    return result

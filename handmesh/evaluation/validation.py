@@ -25,7 +25,7 @@ def fixed_batch(dataset: HandDataset, size: int, rows: Sequence[int] | None = No
 @torch.no_grad()
 def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50) -> Prediction:
     """Run the network in evaluation mode over crops (N, S, S, 3), in batches on its device; results on the CPU."""
-    training, device = network.training, network.hand_model.v_template.device
+    training, device = network.training, next(network.parameters()).device
     network.eval()
     parts = [network(crops[start : start + batch_size].to(device)) for start in range(0, len(crops), batch_size)]
     network.train(training)
@@ -64,7 +64,7 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     }
     posed = batch.weight_parameters > 0
     if posed.any():
-        device = network.hand_model.v_template.device
+        device = next(network.parameters()).device
         parameters = batch.rotations[posed].to(device), batch.betas[posed].to(device)
         vertices, joints = (points.cpu() for points in wrist_relative_hand(network.hand_model, *parameters))
         result["pa_mpjpe_mm"] = float(pa_error_mm(prediction.joints[posed].numpy(), joints.numpy()).mean())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -110,7 +111,7 @@ class OtherBackbone(nn.Module):
 
     def __init__(self, name: str, *, pretrained: bool = False) -> None:
         super().__init__()
-        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        self.net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
         self.feature_info = [info for info in self.net.feature_info if info["reduction"] >= 4][-4:]
         self.num_features = self.net.num_features
         if not pretrained:
@@ -124,7 +125,7 @@ class OtherBackbone(nn.Module):
 
     def forward_intermediates(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Images (N, 3, S, S) -> last map and those of strides 4, 8, 16, 32."""
-        final, stages = self.net.forward_intermediates(image)  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+        final, stages = self.net.forward_intermediates(image)
         return final, stages[-4:]
 
 

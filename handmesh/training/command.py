@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from handmesh.assets import load_hand_model
+from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.mixture import HandDataset, Mixture
@@ -74,16 +74,19 @@ class RunData:
         return len(self.mixture.datasets[self.main]) / self.mixture.shares[self.main]
 
 
-def open_data(options: argparse.Namespace, config: TrainConfig) -> RunData:
-    """Open the data sets that the options name. Raises what their readers raise."""
+def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelArrays | None = None) -> RunData:
+    """Open the data sets that the options name, with MANO's parameters if the network poses MANO.
+
+    Raises what their readers raise.
+    """
     datasets: dict[str, HandDataset] = {}
     validation: dict[str, HandDataset] = {}
     for name in ("freihand", "synthetic"):
         root: Path | None = getattr(options, name)
         if root is not None:
-            datasets[name] = FreiHandDataset(root, "training")
-            if (root / "evaluation" / "rgb").is_dir():
-                validation[name] = _Head(FreiHandDataset(root, "evaluation"), _VALIDATION_HANDS)
+            datasets[name] = FreiHandDataset(root, "training", mano)
+            if any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz")):
+                validation[name] = _Head(FreiHandDataset(root, "evaluation", mano), _VALIDATION_HANDS)
     if options.photos:
         datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted))
     if options.validation_photos:
@@ -184,12 +187,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     config = configure(options)
-    data = open_data(options, config)
+    hand_model = None if options.hand_model is None else load_hand_model(options.hand_model)
+    data = open_data(options, config, hand_model)
     if options.samples is not None:
         config = config.lasting(options.samples)
     elif config.epochs is not None:
         config = config.lasting(round(config.epochs * data.samples_an_epoch))
-    hand_model = None if options.hand_model is None else load_hand_model(options.hand_model)
     reuse_freed_memory()
     with process_group() as device:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ class Trainer:
         }
 
     def _agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """What rank 0 wishes, asked every tenth step: clocks differ, and all processes must do the same at each step."""
+        """What rank 0 wishes, asked every tenth step: clocks differ, but all processes must do the same."""
         if self.world == 1:
             return wishes
         if self.step % 10:
