@@ -6,19 +6,20 @@ import importlib.util
 import json
 from pathlib import Path
 
-import browser as chromium
 import cv2
 import numpy as np
 import pytest
 import trimesh
 from pygltflib import GLTF2
 
+from handmesh.evaluation import page as chromium
+
 DEMOS = Path(__file__).parent.parent / "demos"
 WAIT_MS = 30_000  # loaded computers take their time
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(chromium.CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(chromium.find_chromium() is None, reason="there is no Chromium: apt-get install chromium"),
     pytest.mark.skipif(
         not importlib.util.find_spec("playwright"), reason="playwright is missing: pip install '.[dev]'"
     ),
