@@ -1,0 +1,76 @@
+"""Hands from a running server, a line a hand: side, place in the camera, and how wide the hand is open.
+
+    handmesh serve --source sample                           # in another terminal
+    python demos/stream.py                                   # the hands of the server's own camera or clip
+    python demos/stream.py --send 0                          # or of frames sent from here: a camera, a video, sample
+
+Needs the web extra. What is sent and answered is described at the server's /api.html and in demos/README.md.
+"""
+
+import argparse
+import itertools
+import json
+import struct
+
+import cv2
+import numpy as np
+from websockets.sync.client import ClientConnection, connect
+
+from handmesh.server.wire import HandFrame, decode
+from handmesh.skeleton import FINGERTIPS, KEYPOINTS
+from handmesh.video import open_source
+
+TIPS = [KEYPOINTS.index(name) for name in FINGERTIPS]
+
+
+def main() -> None:
+    """Connect, and print until either side ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="ws://127.0.0.1:8765", help="of the server (%(default)s)")
+    parser.add_argument("--token", help="where the server wants one")
+    parser.add_argument("--send", metavar="FILE|FOLDER|INDEX|sample", help="send these frames")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+    options = parser.parse_args()
+    headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
+    route = "source" if options.send is None else "stream"
+    with connect(f"{options.url}/v1/{route}", additional_headers=headers) as socket:
+        faces = np.array(json.loads(socket.recv())["faces"])
+        socket.send(json.dumps({"format": "binary"}))
+        frames = watch(socket, faces) if options.send is None else send_frames(socket, faces, options.send)
+        for frame in itertools.islice(frames, options.max_frames):
+            report(frame)
+
+
+def watch(socket: ClientConnection, faces: np.ndarray):
+    """The hands of the server's own source, as they come."""
+    for message in socket:
+        if isinstance(message, bytes):
+            yield decode(message, faces)
+
+
+def send_frames(socket: ClientConnection, faces: np.ndarray, spec: str):
+    """Send each frame as its time and a JPEG, and wait for its hands."""
+    with open_source(spec) as source:
+        for frame, time_s in source:
+            _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            socket.send(struct.pack("<d", time_s) + jpeg.tobytes())
+            answer = socket.recv()
+            if isinstance(answer, bytes):
+                yield decode(answer, faces)
+            else:
+                print(json.loads(answer)["message"])
+
+
+def report(frame: HandFrame) -> None:
+    """One line a hand."""
+    for hand in frame.hands:
+        x, y, z = 100 * hand.translation
+        spread = 1000 * np.linalg.norm(hand.joints[TIPS] - hand.joints[0], axis=1).mean()
+        print(
+            f"{frame.time_s:9.2f} s  hand {hand.track_id} {hand.side:5}  wrist at {x:6.1f} {y:6.1f} {z:6.1f} cm  "
+            f"fingertips {spread:4.0f} mm from it  ({frame.hands_ms:.0f} ms)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The demos that talk to a server: Python, Blender and Unity clients, and what demos/README.md says of the format."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from hands import CAMERA, sphere_hand
+from test_demos import hand_frame
+
+from handmesh.server.app import create_app
+from handmesh.server.engine import Engine
+from handmesh.server.osc import OscSender
+from handmesh.server.serve import bind
+from handmesh.server.source import ServerSource
+from handmesh.server.wire import HEADER, HandFrame, encode, hand_dtype
+from handmesh.video import VideoWriter, open_source
+
+DEMOS = Path(__file__).parent.parent / "demos"
+RIGHT = sphere_hand("right", (-0.1, 0.02, 0.5), (0.03, 0.05, 0.02), track_id=7)
+LEFT = sphere_hand("left", (0.1, -0.02, 0.7), (0.02, 0.04, 0.03), track_id=8)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 25.0) as writer:
+        for _ in range(8):
+            writer.write(hand_frame())
+    return tmp_path / "clip.mp4"
+
+
+@pytest.fixture
+def address(estimator, clip):
+    """Of a server on stub networks that plays a clip."""
+    engine = Engine(estimator)
+    app = create_app(engine, source=ServerSource(engine, clip.name, lambda: open_source(clip)))
+    listening = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield f"127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+@pytest.mark.parametrize("what", [[], ["--send"]], ids=["the server's", "own"])
+def test_the_python_client_prints_hands(address, clip, what, monkeypatch, capsys):
+    arguments = [*what, str(clip)] if what else []
+    monkeypatch.setattr(sys, "argv", ["stream.py", "--url", f"ws://{address}", "--max-frames", "5", *arguments])
+    runpy.run_path(str(DEMOS / "stream.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert re.match(r" +[\d.]+ s  hand 0 right  wrist at .* cm  fingertips +\d+ mm", line)
+
+
+def test_blender_reads_what_osc_sends():
+    demo = runpy.run_path(str(DEMOS / "blender_live.py"), run_name="imported")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        sender = OscSender("127.0.0.1", receiver.getsockname()[1])
+        sender.send(HandFrame([RIGHT, LEFT], CAMERA, 1.0))
+        both = demo["parse_packet"](receiver.recv(65536))
+        sender.send(HandFrame([LEFT], CAMERA, 1.1))
+        one = demo["parse_packet"](receiver.recv(65536))
+        sender.close()
+    assert (both["7"]["side"], both["8"]["side"]) == (["right"], ["left"])
+    for name, hand in (("7", RIGHT), ("8", LEFT)):
+        x, y, z = (hand.joints + hand.translation).T
+        np.testing.assert_allclose(demo["places"](both[name]), np.stack([x, z, -y], axis=1), atol=1e-6)
+    assert one["7"] == {"lost": []}
+    assert one["8"]["score"] == [LEFT.score]
+
+
+def test_blenders_axes_keep_hands_as_they_are():
+    """No mirror: three axes that turn right-handed in the camera do so in Blender."""
+    demo = runpy.run_path(str(DEMOS / "blender_live.py"), run_name="imported")
+    joints = np.zeros((21, 3))
+    joints[:3] = np.eye(3)
+    axes = np.array(demo["places"]({"wrist": [0, 0, 0], "joints": joints.reshape(-1).tolist()}))[:3]
+    assert np.linalg.det(axes) == pytest.approx(1.0)
+    np.testing.assert_array_equal(axes[2], [0, 1, 0])  # forward from the camera is Blender's y
+
+
+@pytest.mark.skipif(not shutil.which("mcs"), reason="there is no C# compiler: apt-get install mono-mcs")
+def test_unity_reads_a_message(tmp_path):
+    (tmp_path / "message").write_bytes(encode(HandFrame([RIGHT, LEFT], CAMERA, 1234.5)))
+    (tmp_path / "Show.cs").write_text(
+        """
+        using System; using System.Globalization; using System.IO;
+        class Show {
+            static void Main(string[] arguments) {
+                CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
+                var message = HandmeshMessage.Parse(File.ReadAllBytes(arguments[0]));
+                Console.WriteLine(message.TimeS);
+                foreach (var hand in message.Hands) {
+                    Console.WriteLine(hand.TrackId + " " + hand.IsRight);
+                    foreach (var list in new[] { hand.Translation, hand.Joints, hand.Vertices })
+                        Console.WriteLine(string.Join(" ", Array.ConvertAll(list, value => value.ToString("R"))));
+                }
+            }
+        }"""
+    )
+    program = tmp_path / "show.exe"
+    sources = [tmp_path / "Show.cs", DEMOS / "unity" / "HandmeshMessage.cs"]
+    subprocess.run(["mcs", f"-out:{program}", *sources], check=True)
+    said = subprocess.run(["mono", program, tmp_path / "message"], check=True, capture_output=True, text=True).stdout
+    time_s, *lines = said.splitlines()
+    assert float(time_s) == 1234.5
+    for hand, (head, *lists) in zip((RIGHT, LEFT), (lines[:4], lines[4:]), strict=True):
+        assert head == f"{hand.track_id} {hand.side == 'right'}"
+        for text, array in zip(lists, (hand.translation, hand.joints, hand.vertices), strict=True):
+            np.testing.assert_allclose(np.array(text.split(), float), array.reshape(-1), atol=2e-6)
+
+
+def table(title: str) -> list[tuple[int, str]]:
+    """Byte and type of each row of a table of demos/README.md."""
+    text = (DEMOS / "README.md").read_text(encoding="utf-8")
+    rows = text[text.index(f"| {title} at byte") :].split("\n\n")[0].splitlines()[2:]
+    return [(int(row.split("|")[1]), row.split("|")[2].strip()) for row in rows]
+
+
+def test_the_documented_layout_is_the_one_in_use():
+    sizes = {"u16": 2, "i16": 2, "u32": 4, "i32": 4, "f32": 4, "f64": 8, "bytes": 1}
+    vertices = 5
+    for title, layout in (("header", HEADER), ("hand", hand_dtype(vertices))):
+        end = 0
+        for start, kind in table(title):
+            assert start == end, f"{title}, byte {start}"
+            *count, unit = kind.replace("3 V", str(3 * vertices)).split()
+            end += int(count[0] if count else 1) * sizes[unit]
+        assert layout.itemsize == end + (2 if title == "hand" else 0)
+    starts = {start for start, _ in table("hand")}
+    fields = hand_dtype(vertices).fields
+    assert fields is not None
+    together = {"side_score": 12, "hand_pose": 40, "padding": 684 + 6 * vertices}  # named in the row before
+    assert {offset for name, (_, offset, *_) in fields.items() if name not in together} == starts
