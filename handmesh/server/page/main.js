@@ -16,7 +16,7 @@ const SILENCE_MS = 1500; // after which the picture goes on without hands
 const server = new Server();
 const pace = new Pace({ fps: $('fps'), delay: $('delay'), bar: $('bar'), stages: $('stages') });
 const recorder = new Recorder();
-const video = new VideoSource(onVideoFrame);
+const video = new VideoSource($('video'), onVideoFrame);
 const picture = $('picture').getContext('2d');
 
 let views = new FlatView($('overlay'));
@@ -127,11 +127,13 @@ async function onHands(message) {
   const now = performance.now();
   answeredAt = now;
   if (mode === 'server') {
-    if (frame.picture) {
-      const image = await createImageBitmap(frame.picture);
-      showPicture(image);
-      image.close();
-    }
+    if (onHands.busy) return; // the freshest wins
+    onHands.busy = true;
+    const image = frame.picture && await createImageBitmap(frame.picture).catch(() => null);
+    onHands.busy = false;
+    if (mode !== 'server') return;
+    if (image) showPicture(image);
+    image?.close();
     show(frame, message, { decode: frame.decodeMs, hands: frame.handsMs }, 0, now);
     return;
   }
@@ -160,6 +162,7 @@ function show(frame, message, stages, delay, now) {
 // --- sources
 
 async function use(next, open) {
+  const turn = use.turn = (use.turn ?? 0) + 1;
   trouble();
   stopSource();
   mode = next;
@@ -171,6 +174,7 @@ async function use(next, open) {
   try {
     await open?.();
   } catch (error) {
+    if (turn !== use.turn) return; // another source has been chosen meanwhile
     await use(null);
     trouble(error.message);
   }

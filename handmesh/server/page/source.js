@@ -2,12 +2,15 @@
 
 const FRAME_PX = 640, PICTURE_PX = 1600, JPEG_QUALITY = 0.85;
 
-/** Plays a camera or a video and hands each of its frames to `onframe(video)`. */
+/** Plays a camera or a video in a video element and hands each of its frames to `onframe(video)`. */
 export class VideoSource {
-  #video = Object.assign(document.createElement('video'), { muted: true, playsInline: true, loop: true });
+  #video;
   #run = 0;
 
-  constructor(onframe) { this.onframe = onframe; }
+  constructor(video, onframe) {
+    this.#video = video;
+    this.onframe = onframe;
+  }
 
   /** Open the camera of that id, or any. Rejects with a sentence for the user. */
   async openCamera(deviceId = '') {
