@@ -184,6 +184,13 @@ class LiveSession:
         """Do what a key stands for; unknown keys do nothing."""
         self._keys.get(key, lambda: None)()
 
+    def settings(self) -> str:
+        """What is switched on, and whether the camera's intrinsics are known where hands are in sight."""
+        smoothing = f"smoothing {'on' if self._tracker.smoothing else 'off'}"
+        if not self._hands:
+            return smoothing
+        return f"{smoothing}, camera {'assumed' if self._hands[0].camera.assumed else 'known'}"
+
     def _loop(self, source: FrameSource) -> None:
         begun_s = moment = time.perf_counter()
         for frame, time_s in source:
@@ -210,7 +217,7 @@ class LiveSession:
             picture = np.ascontiguousarray(picture[:, ::-1])
         draw_labels(picture, self._hands, mirrored=self.mirror)
         recording = ["REC"] if self._record_to is not None else []
-        draw_text(picture, [*self._pace.lines(), *recording])
+        draw_text(picture, [*self._pace.lines(), self.settings(), *recording])
         return picture
 
     def _show(self, picture: NDArray[np.uint8], wait_s: float, source: FrameSource) -> None:

@@ -246,6 +246,14 @@ def test_snapshot_recording_and_smoothing_keys(clip, estimator):
     assert report.frames == 6
 
 
+def test_the_picture_says_what_is_switched_on(clip, estimator):
+    *_, session, _ = play(clip, estimator, "..q")
+    assert session.settings() == "smoothing on, camera assumed"
+    estimator.camera = Camera(300.0, 300.0, 159.5, 127.5, 320, 256)
+    *_, session, _ = play(clip, estimator, "..tq")
+    assert session.settings() == "smoothing off, camera known"
+
+
 def test_a_snapshot_without_a_hand_says_so(clip, estimator):
     _, said, _, _, _ = play(clip, estimator, "." * (FRAMES + 3) + "g")
     assert "no hand in sight to save" in said
