@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from handmesh.bulk.worker import Kind
     from handmesh.estimator import HandMeshEstimator
+    from handmesh.records import Camera
     from handmesh.server.engine import Engine
     from handmesh.server.source import ServerSource
     from handmesh.tracker import HandTracker
@@ -97,20 +99,28 @@ def _add_image_options(parser: argparse.ArgumentParser, pictures: Sequence[Path]
         metavar="PICTURE",
         help="picture files" + (" (default: the samples)" if pictures else ""),
     )
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="for the drawn pictures (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"for the drawn pictures ({OUT})")
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FILE",
         help="write the meshes too: .glb .obj .ply .json .npz; with several pictures each one's name goes before",
     )
+    _add_job_options(parser)
     _add_common_options(parser)
     parser.set_defaults(run=_image)
 
 
 def _add_video_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", help="a video file, a folder of pictures, or: sample")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4)")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="video files, folders of videos or pictures, patterns, or: sample"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4); with several videos, the folder for them",
+    )
     parser.add_argument(
         "--save",
         type=Path,
@@ -131,8 +141,22 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         help="order of the joints in a clip's .json and .npz (%(default)s)",
     )
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_job_options(parser)
     _add_common_options(parser)
     parser.set_defaults(run=_video)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    many = parser.add_argument_group("many files", "Draw nothing and write numbers, by several workers at once.")
+    many.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="for the hands of all files and an index; goes on where it was"
+    )
+    many.add_argument("--parquet", action="store_true", help="as Parquet (scale extra) instead of .npz")
+    many.add_argument("--vertices", action="store_true", help="with the meshes' vertices, 20 kB a hand instead of 1")
+    many.add_argument("--workers", type=_positive, metavar="N", help="processes, or actors on Ray (one a processor)")
+    many.add_argument("--batch", type=_positive, default=8, metavar="N", help="frames in a run (%(default)s)")
+    many.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine or a Ray cluster")
+    many.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster (RAY_ADDRESS, or one that is started)")
 
 
 def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
@@ -218,9 +242,8 @@ def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
 
 def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
     from handmesh.estimator import HandMeshEstimator
-    from handmesh.intrinsics import parse_camera
 
-    camera = None if options.camera is None else parse_camera(options.camera)
+    camera = _camera(options)
     estimator = HandMeshEstimator.from_pretrained(
         options.weights,
         runtime=options.runtime,
@@ -232,6 +255,12 @@ def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
     return estimator
 
 
+def _camera(options: argparse.Namespace) -> Camera | None:
+    from handmesh.intrinsics import parse_camera
+
+    return None if options.camera is None else parse_camera(options.camera)
+
+
 def _tracker(options: argparse.Namespace) -> HandTracker:
     from handmesh.tracker import HandTracker
 
@@ -240,17 +269,21 @@ def _tracker(options: argparse.Namespace) -> HandTracker:
 
 def _image(options: argparse.Namespace) -> int:
     from handmesh.annotate import annotate_picture
+    from handmesh.bulk.inputs import find_pictures
     from handmesh.render import Overlay
     from handmesh.video import IMAGE_SUFFIXES
 
+    pictures = find_pictures(options.pictures)
+    if options.results is not None:
+        return _job(options, "image", pictures)
     estimator = _estimator(options)
     failed = 0
-    for picture in options.pictures:
+    for picture, stem in zip(pictures, _stems(pictures), strict=True):
         suffix = picture.suffix if picture.suffix.lower() in IMAGE_SUFFIXES else ".png"
-        output = options.out / f"{picture.stem}_hands{suffix}"
+        output = (options.out or OUT) / f"{stem}_hands{suffix}"
         save = options.save
-        if save is not None and len(options.pictures) > 1:
-            save = save.with_name(f"{picture.stem}_{save.name}")
+        if save is not None and len(pictures) > 1:
+            save = save.with_name(f"{stem}_{save.name}")
         try:
             hands = annotate_picture(estimator, picture, output, Overlay(skeleton=True), save)
         except (FileNotFoundError, ValueError) as error:
@@ -263,19 +296,50 @@ def _image(options: argparse.Namespace) -> int:
 
 
 def _video(options: argparse.Namespace) -> int:
+    from handmesh.bulk.inputs import find_videos
+
+    videos = find_videos(options.videos)
+    if options.results is not None:
+        return _job(options, "video", videos)
+    tracker = _tracker(options)
+    if len(videos) == 1:
+        output = options.out or OUT / f"{videos[0].stem}_hands.mp4"
+        return _draw_video(tracker, videos[0], output, options.save, options)
+    failed = 0
+    for video, stem in zip(videos, _stems(videos), strict=True):
+        save = options.save
+        if save is not None:
+            save = save.with_name(f"{stem}_{save.name}") if save.suffix else save / stem
+        try:
+            _draw_video(tracker, video, (options.out or OUT) / f"{stem}_hands.mp4", save, options)
+        except (FileNotFoundError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """Names for what is written about files: their own without suffix, numbered where several have the same."""
+    counts: dict[str, int] = {}
+    stems = []
+    for path in paths:
+        number = counts[path.stem] = counts.get(path.stem, 0) + 1
+        stems.append(path.stem if number == 1 else f"{path.stem}-{number}")
+    return stems
+
+
+def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | None, options: argparse.Namespace) -> int:
     from handmesh.annotate import annotate_video
     from handmesh.render import Overlay
     from handmesh.video import open_source
 
-    tracker = _tracker(options)
-    with open_source(options.video) as source:
-        output = options.out or OUT / f"{Path(source.name).stem}_hands.mp4"
+    with open_source(video) as source:
         report = annotate_video(
             tracker,
             source,
             output,
             Overlay(),
-            options.save,
+            save,
             f".{options.format}",
             options.max_frames,
             _progress(source) if sys.stderr.isatty() else None,
@@ -286,9 +350,57 @@ def _video(options: argparse.Namespace) -> int:
         f"reading, drawing and writing, of which hands took {report.tracking_ms:.1f} ms a frame"
     )
     print("wrote " + ", ".join(str(path) for path in (output, *report.saved)))
-    if options.save is not None and not report.saved:
-        print(f"no hand was found, so nothing is written to {options.save}")
+    if save is not None and not report.saved:
+        print(f"no hand was found, so nothing is written to {save}")
     return 0
+
+
+def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
+    """Many files by several workers: numbers and an index instead of drawings."""
+    from handmesh.bulk.job import INDEX, run_job
+    from handmesh.bulk.worker import Task
+
+    if options.save is not None or options.out is not None:
+        raise ValueError("with --results nothing is drawn and no mesh file written: leave out --out and --save")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # write the index when the system ends us
+    task = Task(
+        kind,
+        weights=options.weights,
+        runtime=options.runtime,
+        precision=options.precision,
+        device=options.device,
+        camera=_camera(options),
+        table="parquet" if options.parquet else "npz",
+        vertices=options.vertices,
+        max_frames=options.max_frames if kind == "video" else None,
+        batch=options.batch,
+    )
+    report = run_job(
+        files,
+        task,
+        options.results,
+        engine=options.engine,
+        workers=options.workers,
+        threads=options.threads,
+        address=options.ray_address,
+        on_progress=_job_progress if sys.stderr.isatty() else None,
+    )
+    for entry in [*report.failed, *report.noted]:
+        said = str(entry.error or entry.note)
+        name = "" if entry.path in said else f"{entry.path}: "
+        print(f"{'error' if entry.error else 'warning'}: {name}{said}", file=sys.stderr)
+    earlier = f", {report.found_done} of them earlier" if report.found_done else ""
+    print(
+        f"{report.files - len(report.failed)} of {report.files} files read{earlier}; now {report.frames} frames in "
+        f"{report.elapsed_s:.1f} s, {report.frames / report.elapsed_s:.1f} a second, {report.hands} hands in "
+        f"{report.frames_with_hand} of them"
+    )
+    print(f"wrote {options.results}, listed in {options.results / INDEX}")
+    return 1 if report.failed else 0
+
+
+def _job_progress(done: int, files: int) -> None:
+    print(f"\r{done}/{files} files", end="\n" if done == files else "", file=sys.stderr)
 
 
 def _progress(source: FrameSource) -> Callable[[int], None]:

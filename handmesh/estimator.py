@@ -80,12 +80,14 @@ class HandMeshEstimator:
         self.presence_threshold = presence_threshold
         self.camera: Camera | None = None
         """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
+        self.network_path = network.path
         self._network = network
         self._pose_graph = pose_graph
         self.hand_model: HandModelArrays | None = None
         """The hand model of the meshes, where it is known: `from_pretrained` knows it."""
         self._faces = np.asarray(faces, np.int32)
-        self._vertex_count = int(self._faces.max()) + 1
+        self.vertex_count = int(self._faces.max()) + 1
+        """V, of every mesh."""
         self._size = int(network.number("input_size"))
         self._crop_scale = float(network.metadata.get("crop_scale", CROP_SCALE))
 
@@ -262,9 +264,9 @@ class HandMeshEstimator:
     ) -> PosedHand:
         """Row ``i`` of a graph's vertices and joints with its parameters, out of the mirror if it went through it."""
         vertices = outputs["vertices"][i]
-        if len(vertices) != self._vertex_count:
+        if len(vertices) != self.vertex_count:
             raise ValueError(
-                f"the network gives {len(vertices)} vertices but the hand model's faces need {self._vertex_count}: "
+                f"the network gives {len(vertices)} vertices but the hand model's faces need {self.vertex_count}: "
                 "open the estimator with the hand model that the network was trained on (hand_model=, pose_graph=)"
             )
         posed = PosedHand(rotations, betas, vertices, outputs["joints"][i], self._faces)

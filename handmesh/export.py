@@ -101,6 +101,21 @@ def hand_to_json(hand: HandMesh, *, mesh: bool = True, keypoints: KeypointOrder 
     }
 
 
+def to_arrays(hands: Sequence[HandMesh], *, mesh: bool = True) -> dict[str, Any]:
+    """Some hands, at least one, as the arrays of a .npz file. Without ``mesh`` vertices and faces are left out."""
+    cameras = [hand.camera for hand in hands]
+    wanted = [name for name in _ARRAYS if mesh or name not in _SURFACE]
+    arrays: dict[str, Any] = {name: np.stack([getattr(hand, name) for hand in hands]) for name in wanted}
+    arrays["side"] = np.array([hand.side for hand in hands])
+    arrays["score"] = np.array([hand.score for hand in hands], np.float32)
+    arrays["side_score"] = np.array([hand.side_score for hand in hands], np.float32)
+    arrays["track_id"] = np.array([-1 if hand.track_id is None else hand.track_id for hand in hands])
+    arrays["camera"] = np.array([[c.fx, c.fy, c.cx, c.cy, c.width, c.height] for c in cameras])
+    arrays["camera_distortion"] = np.array([[*c.distortion, *(0.0,) * (8 - len(c.distortion))] for c in cameras])
+    arrays["camera_assumed"] = np.array([c.assumed for c in cameras])
+    return arrays
+
+
 def _shortest(array: np.ndarray) -> list[Any]:
     """Nested lists with the fewest digits that give the array's own values back."""
     if array.dtype == np.float32:
@@ -113,16 +128,7 @@ def _write_json(hands: Sequence[HandMesh], path: Path) -> None:
 
 
 def _write_npz(hands: Sequence[HandMesh], path: Path) -> None:
-    cameras = [hand.camera for hand in hands]
-    arrays: dict[str, Any] = {name: np.stack([getattr(hand, name) for hand in hands]) for name in _ARRAYS}
-    arrays["side"] = np.array([hand.side for hand in hands])
-    arrays["score"] = np.array([hand.score for hand in hands], np.float32)
-    arrays["side_score"] = np.array([hand.side_score for hand in hands], np.float32)
-    arrays["track_id"] = np.array([-1 if hand.track_id is None else hand.track_id for hand in hands])
-    arrays["camera"] = np.array([[c.fx, c.fy, c.cx, c.cy, c.width, c.height] for c in cameras])
-    arrays["camera_distortion"] = np.array([[*c.distortion, *(0.0,) * (8 - len(c.distortion))] for c in cameras])
-    arrays["camera_assumed"] = np.array([c.assumed for c in cameras])
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **to_arrays(hands))
 
 
 def _write_obj(hands: Sequence[HandMesh], path: Path) -> None:

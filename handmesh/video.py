@@ -139,10 +139,11 @@ def pictures_in(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     if not found:
         raise FileNotFoundError(f"there is no picture in the folder {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return sorted(found, key=_natural_order)
+    return sorted(found, key=natural_order)
 
 
-def _natural_order(path: Path) -> list[str | int]:
+def natural_order(path: Path) -> list[str | int]:
+    """A key that sorts paths by their names, 2 before 10."""
     parts = re.split(r"(\d+)", path.name.lower())  # texts at even places, digits at odd ones
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 

@@ -9,9 +9,11 @@ import graphs
 import numpy as np
 import pytest
 
+from handmesh.assets import HandModelArrays, save_hand_model
 from handmesh.detector import HandDetector
 from handmesh.estimator import HandMeshEstimator
 from handmesh.runtime import load_graph
+from handmesh.skeleton import MANO_PARENTS
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,26 @@ def stub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graphs.build_pose_graph(folder / "pose.onnx")
     graphs.build_detector_graph(folder / "detector.onnx")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stub_hand_model(stub_folder: Path) -> Path:
+    """A hand model's file with the stub networks' faces."""
+    V = len(graphs.VERTICES)
+    model = HandModelArrays(
+        v_template=graphs.VERTICES,
+        shapedirs=np.zeros((V, 3, 10)),
+        posedirs=np.zeros((V, 3, 135)),
+        J_regressor=np.full((16, V), 1 / V),
+        weights=np.full((V, 16), 1 / 16),
+        parents=np.array(MANO_PARENTS),
+        faces=graphs.FACES,
+        hands_components=np.eye(45),
+        hands_mean=np.zeros(45),
+        fingertips=np.arange(5),
+    )
+    save_hand_model(stub_folder / "hand_model.npz", model)
+    return stub_folder / "hand_model.npz"
 
 
 @pytest.fixture

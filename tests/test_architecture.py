@@ -46,6 +46,7 @@ LAYERS = {
     "annotate": 6,
     "live": 6,
     "server": 6,
+    "bulk": 6,
     "cli": 7,
     "__main__": 8,
 }
@@ -63,10 +64,14 @@ TRAINING_PARTS = ["model", "synthesis", "datasets", "evaluation", "training"]
 HEAVY = {"torch", "torchvision", "timm", "numba", "anny", "smplx", "onnx", "onnxscript", "safetensors", "matplotlib"}
 TORCH_ADAPTER = "runtime"
 
+# Packages of the scale extra, each with the one file that imports it.
+SCALE = {"ray": "bulk/ray_cluster.py", "pyarrow": "bulk/parquet.py"}
+
 CORE_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+BULK_FILES = sorted((PACKAGE / "bulk").glob("*.py"))
 SERVER_FILES = sorted((PACKAGE / "server").rglob("*.py"))
 TRAINING_FILES = sorted(path for part in TRAINING_PARTS for path in (PACKAGE / part).rglob("*.py"))
-ALL_FILES = [PACKAGE / "__init__.py", *CORE_FILES, *SERVER_FILES, *TRAINING_FILES]
+ALL_FILES = [PACKAGE / "__init__.py", *CORE_FILES, *BULK_FILES, *SERVER_FILES, *TRAINING_FILES]
 
 
 def part_of(path: Path) -> str:
@@ -94,7 +99,7 @@ def own_imports(path: Path) -> set[str]:
     return parts - ({part_of(path)} if path.parent != PACKAGE else set())
 
 
-@pytest.mark.parametrize("path", [*CORE_FILES, *SERVER_FILES], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*CORE_FILES, *BULK_FILES, *SERVER_FILES], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_core_files_import_only_from_lower_layers(path):
     name = part_of(path)
     assert name in LAYERS, f"give {name}.py its place in the table of layers"
@@ -105,11 +110,17 @@ def test_core_files_import_only_from_lower_layers(path):
         assert LAYERS[other] < LAYERS[name], f"{name}.py (layer {LAYERS[name]}) imports {other}.py ({LAYERS[other]})"
 
 
-@pytest.mark.parametrize("path", [*CORE_FILES, *SERVER_FILES], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*CORE_FILES, *BULK_FILES, *SERVER_FILES], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_core_files_never_import_the_training_libraries(path):
     heavy = {name.split(".")[0] for name in imports(path)} & HEAVY
     allowed = {"torch"} if part_of(path) == TORCH_ADAPTER else set()
     assert heavy <= allowed, f"{path.name} imports {sorted(heavy - allowed)}"
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_packages_of_the_scale_extra_are_imported_in_one_file_each(path):
+    found = {name.split(".")[0] for name in imports(path)} & {*SCALE, "pandas"}
+    assert found == {name for name, home in SCALE.items() if path == PACKAGE / home}
 
 
 @pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -152,6 +163,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_importing_the_core_loads_no_training_library_and_has_no_effect():
     modules = [f"handmesh.{path.stem}" for path in CORE_FILES if path.stem != "__main__"]
+    modules += [f"handmesh.bulk.{path.stem}" for path in BULK_FILES if path.stem != "__init__"]
     code = f"""
 import importlib, json, logging, os, sys, threading
 import cv2  # sets variables for Qt's fonts by itself
@@ -164,7 +176,7 @@ print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
 """
     lines = run_python(code).splitlines()
     assert len(lines) == 1, "importing prints"
-    assert not set(json.loads(lines[0])) & (HEAVY | {"onnxruntime", "openvino", "pyrender"})
+    assert not set(json.loads(lines[0])) & (HEAVY | {"onnxruntime", "openvino", "pyrender", *SCALE})
 
 
 def test_an_estimator_runs_where_torch_is_not_installed(stub_folder):

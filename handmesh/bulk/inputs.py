@@ -1,0 +1,58 @@
+"""From what a user names, files, folders and patterns, to the list of files to work on."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from handmesh.video import IMAGE_SUFFIXES, SAMPLE_CLIP, natural_order, pictures_in
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+
+
+def find_pictures(specs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Picture files, each once, in the order of ``specs``: files, folders of pictures, and patterns such as
+    ``shots/**/*.jpg``.
+
+    A file that is not there stays in the list, so that whoever reads it can say so by name. Raises
+    ``FileNotFoundError`` for a folder without pictures and for a pattern that nothing matches.
+    """
+    return _unique(path for spec in specs for path in _matches(spec, pictures_in))
+
+
+def find_videos(specs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Videos, as `find_pictures` finds pictures. A folder stands for the videos in it or, where there are only
+    pictures in it, for one video of these; ``sample`` is the bundled clip."""
+    return _unique(
+        path for spec in specs for path in ([SAMPLE_CLIP] if str(spec) == "sample" else _matches(spec, _videos_in))
+    )
+
+
+def _matches(spec: str | os.PathLike[str], files_in: Callable[[Path], list[Path]]) -> list[Path]:
+    path = Path(spec)
+    if path.is_dir():
+        return files_in(path)
+    if path.exists() or not glob.has_magic(str(spec)):
+        return [path]
+    found = [match for match in map(Path, glob.glob(str(spec), recursive=True)) if match.is_file()]
+    if not found:
+        raise FileNotFoundError(f"no file matches {spec}")
+    return sorted(found, key=natural_order)
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if path.is_file()]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        return sorted(videos, key=natural_order)
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
+        return [folder]
+    raise FileNotFoundError(
+        f"there is no video in the folder {folder} (looked for {', '.join(VIDEO_SUFFIXES)}, and for pictures)"
+    )
+
+
+def _unique(paths: Iterator[Path]) -> list[Path]:
+    return list(dict.fromkeys(paths))
