@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import graphs
 import numpy as np
 import pytest
 
+from handmesh import cli
 from handmesh.bulk import job, parts
 from handmesh.bulk.inputs import find_pictures, find_videos
 from handmesh.bulk.job import read_index, run_job
@@ -412,6 +415,22 @@ def test_the_commands_write_results_and_tell_what_failed(
 def test_results_and_drawings_exclude_each_other(pictures, capsys):
     assert main(["image", pictures[0], "--results", "out", "--save", "hand.glb"]) == 1
     assert "leave out --out and --save" in capsys.readouterr().err
+
+
+def test_the_page_about_jobs_tells_the_truth(tmp_path, pictures, task, in_this_process, monkeypatch, capsys):
+    page = (Path(job.__file__).parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    estimator = task.open_estimator(threads=1)
+    monkeypatch.setattr(HandMeshEstimator, "from_pretrained", lambda *_, **__: estimator)
+    monkeypatch.chdir(tmp_path)
+    run_job([*pictures, "missing.png"], task, Path("out/photos"))
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.startswith(f"['{tmp_path}/missing.png']\n")
+    assert said.count("(6, 3)") == 8
+    (commands,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    for command in commands.splitlines():
+        assert callable(cli._parser().parse_args(shlex.split(command)[1:]).run)
 
 
 # --- a cluster

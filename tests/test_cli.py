@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,14 @@ def test_image_with_several_pictures_names_each_mesh_and_goes_on_after_a_bad_one
     assert names == ["a_hand.json", "a_hands.png", "c_hand.json", "c_hands.jpg"]
 
 
+def test_image_takes_folders_and_keeps_pictures_of_one_name_apart(workplace):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        write_picture(name, hand_frame())
+    assert main(["image", "a", "b/*.png", "--out", "drawn", "--save", "drawn/hand.obj"]) == 0
+    names = sorted(path.name for path in (workplace / "drawn").iterdir())
+    assert names == ["1-2_hand.obj", "1-2_hands.png", "1_hand.obj", "1_hands.png", "2_hand.obj", "2_hands.png"]
+
+
 def test_image_without_a_hand_says_so_and_writes_no_mesh(workplace, capsys):
     write_picture("empty.png", np.full((200, 200, 3), 20, np.uint8))
     assert main(["image", "empty.png", "--save", "hand.obj"]) == 0
@@ -116,6 +125,17 @@ def test_video_stops_after_max_frames_and_takes_a_folder(workplace):
         write_picture(workplace / "shots" / f"{number}.png", hand_frame(number))
     assert main(["video", "shots", "--max-frames", "4", "--out", "some.mp4"]) == 0
     assert len(frames_of("some.mp4")) == 4
+
+
+def test_several_videos_go_into_a_folder_and_a_bad_one_stops_no_other(workplace, clip, capsys):
+    (workplace / "bad.mp4").write_bytes(b"no video")
+    other = shutil.copy(clip, workplace / "other.mp4")
+    assert main(["video", str(clip), "bad.mp4", str(other), "--out", "drawn", "--save", "meshes"]) == 1
+    assert sorted(path.name for path in (workplace / "drawn").iterdir()) == ["clip_hands.mp4", "other_hands.mp4"]
+    assert len(list((workplace / "meshes" / "other").iterdir())) >= FRAMES
+    captured = capsys.readouterr()
+    assert captured.out.count("frames a second") == 2
+    assert captured.err.startswith("error: bad.mp4 cannot be read")
 
 
 def test_webcam_without_camera_and_display_says_both_and_records_the_sample(workplace, sample, capsys):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -135,7 +135,9 @@ class Part:
     def end_file(self, file: str, state: FileState, error: Exception | None = None, note: str | None = None) -> Entry:
         """Add the entry of the file whose frames have come since the last one: what it was like when it was opened,
         and why it was not read to its end."""
-        entry = Entry(file, None if error is None else describe_error(error), note, *self._counts, *state, self.name)
+        frames, with_hand, hands = self._counts
+        reason = None if error is None else describe_error(error)
+        entry = Entry(file, reason, note, frames, with_hand, hands, *state, part=self.name)
         self.entries.append(entry)
         self._counts = [0, 0, 0]
         return entry
@@ -163,7 +165,8 @@ def new_part(folder: Path, name: str, table: Table, vertex_count: int | None = N
         if table == "npz":
             part = Part(path.name, columns)
             yield part
-            np.savez(temporary, **part.take_rows(), **{_ENTRIES: np.array(_to_text(part.entries))})
+            arrays: dict[str, Any] = part.take_rows() | {_ENTRIES: np.array(_to_text(part.entries))}
+            np.savez(temporary, **arrays)
             return
         with open_parquet(temporary, columns) as (write_rows, describe):
             part = Part(path.name, columns, write_rows)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from handmesh.bulk.parts import Entry, describe_error
 from handmesh.bulk.processes import WorkerProcess
@@ -51,7 +51,7 @@ def _run(units: Sequence[Unit], task: Task, parts: Path, workers: int, threads: 
     rows = [{"files": list(unit)} for unit in units]
     with data.DataContext.current(context):
         done = data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map(
-            _Actor,
+            cast(Any, _Actor),
             fn_constructor_args=(task, parts, threads),
             compute=data.ActorPoolStrategy(size=min(workers, len(rows))),
             num_cpus=threads,
