@@ -264,3 +264,28 @@ def test_an_arm_that_hides_its_hand_is_seen_from_elsewhere():
     shown = [studio.photograph(hand, rng) for _ in range(8)]
     assert min((photo.mask > 128).sum() for photo in shown) > 100
     assert min(photo.translation[2] for photo in shown) > 0.4
+
+
+def test_a_second_hand_is_labelled_where_it_is_seen():
+    arrays = load_hand_model()
+    studio = Studio(arrays, [], second_hand=1.0)
+    vertices = np.asarray(arrays.v_template) - (arrays.J_regressor @ arrays.v_template)[0]
+    points = studio.anatomy.keypoints(torch.eye(3).expand(16, 3, 3)).numpy().astype(np.float32)
+    towards = np.diag([-1.0, -1.0, 1.0]).astype(np.float32)
+    hand = PosedHand(vertices @ towards.T, points @ towards.T, towards, "open")
+    rng = np.random.default_rng(2)
+    photos = [studio.photograph(hand, rng, hand) for _ in range(8)]
+    both = [photo for photo in photos if np.isfinite(photo.second).all()]
+    assert len(both) > 4
+    seen = []
+    for photo in both:
+        first = hand.keypoints + photo.translation
+        lengths = [np.linalg.norm(np.diff(k[[0, 9, 10, 11]], axis=0), axis=1) for k in (first, photo.second)]
+        np.testing.assert_allclose(*lengths, atol=1e-5)
+        inner = np.delete(photo.second, [4, 8, 12, 16, 20], axis=0)  # fingertips lie on the outline
+        pixels = inner @ photo.intrinsics.T
+        pixels = np.round(pixels[:, :2] / pixels[:, 2:]).astype(int)
+        inside = ((pixels >= 0) & (pixels < len(photo.alpha))).all(1)
+        seen += (photo.alpha[pixels[inside, 1], pixels[inside, 0]] > 128).tolist()
+    assert np.mean(seen) > 0.95
+    assert not np.isfinite(Studio(arrays, []).photograph(hand, rng, hand).second).any()

@@ -23,6 +23,9 @@ MATERIAL_HAND, MATERIAL_FOREARM, MATERIAL_SLEEVE = 0, 1, 2
 # A hand of which less can be seen is photographed from elsewhere, then without the things in front of it.
 MIN_VISIBLE = 0.35
 CAMERA_TRIES = 4
+OVEREXPOSED = 0.1  # share of the pictures whose highlights may burn out
+BRIGHTEST = 0.75  # linear light of the brightest twelfth of the hand in the others
+NO_HAND = np.full((21, 3), np.nan, np.float32)
 
 Array = np.ndarray
 
@@ -44,7 +47,8 @@ class PosedHand:
 @dataclass(frozen=True)
 class Photo:
     """rgb (S, S, 3), mask (S, S) main hand, alpha (S, S) everything rendered, uint8; intrinsics (3, 3) px;
-    translation (3,) m wrist in the camera; occluded: an object stands in front; held: an object is in the hand."""
+    translation (3,) m wrist in the camera; occluded: an object stands in front; held: an object is in the hand;
+    second (21, 3) m: the keypoints of the other, left hand in the camera, NaN without one."""
 
     rgb: Array
     mask: Array
@@ -53,6 +57,7 @@ class Photo:
     translation: Array
     held: bool
     occluded: bool
+    second: Array
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class Studio:
         photos: list[Array],
         environments: list[Environment] | None = None,
         size: int = IMAGE_SIZE,
+        second_hand: float = 0.0,
     ) -> None:
+        self.second_hand = second_hand
         self.anatomy = HandAnatomy.from_arrays(arrays)
         self._arrays = arrays
         self.photos = photos
@@ -157,16 +164,16 @@ class Studio:
         """Render one image; ``other`` may appear as the same person's left hand."""
         camera, subject = self._view(hand, rng)
         keypoints = hand.keypoints + camera.translation.astype(np.float32)
-        extras, held, occluded = self._surroundings(hand, keypoints, rng, other)
+        extras, held, occluded, second = self._surroundings(hand, keypoints, rng, other)
         if extras and self._visible_share(subject + extras, camera.intrinsics) < MIN_VISIBLE:
-            extras, held, occluded = [], False, False
+            extras, held, occluded, second = [], False, False, NO_HAND
         background = random_background(self.photos, self.size, rng)
         around = np.square(background[::8, ::8].reshape(-1, 3).mean(0) / 255.0)
         lights = random_lights(rng, self.environments, around)
         drawn = render(join(subject + extras), self.atlas, camera.intrinsics, lights, self.frame)
         rgb = develop(drawn.radiance, drawn.alpha, drawn.mask, background, rng)
         mask, alpha = (np.clip(255 * a + 0.5, 0, 255).astype(np.uint8) for a in (drawn.mask, drawn.alpha))
-        return Photo(rgb, mask, alpha, camera.intrinsics, camera.translation, held, occluded)
+        return Photo(rgb, mask, alpha, camera.intrinsics, camera.translation, held, occluded, second)
 
     def _view(self, hand: PosedHand, rng: np.random.Generator, tries: int = CAMERA_TRIES) -> tuple[Camera, list[Mesh]]:
         """A camera and the hand with its arm before it; another one if the arm hides the hand."""
@@ -180,9 +187,10 @@ class Studio:
 
     def _surroundings(
         self, hand: PosedHand, keypoints: Array, rng: np.random.Generator, other: PosedHand | None
-    ) -> tuple[list[Mesh], bool, bool]:
-        """What else is in the picture; whether something is held; whether something stands in front."""
+    ) -> tuple[list[Mesh], bool, bool, Array]:
+        """What else is in the picture; whether something is held or stands in front; the other hand's keypoints."""
         extras: list[Mesh] = []
+        second = NO_HAND
         held = occluded = False
         if rng.uniform() < (0.6 if hand.pose_class in GRASPS else 0.1):
             frame = self.anatomy.frame @ hand.orientation.T
@@ -195,9 +203,10 @@ class Studio:
             self._paint_prop(1, rng)
             extras.append(props.occluder(keypoints, rng))
             occluded = True
-        if other is not None and rng.uniform() < 0.1:
-            extras += self._second_hand(other, keypoints, rng)
-        return extras, held, occluded
+        if other is not None and rng.uniform() < self.second_hand:
+            meshes, second = self._second_hand(other, keypoints, rng)
+            extras += meshes
+        return extras, held, occluded, second
 
     def _visible_share(self, meshes: list[Mesh], intrinsics: Array) -> float:
         """How much of the first mesh is not hidden by the others, counted in a small depth image."""
@@ -209,18 +218,21 @@ class Studio:
         seen = int(((probe.face >= 0) & (probe.face < len(meshes[0].faces))).sum())
         return seen / max(alone, 1)
 
-    def _second_hand(self, other: PosedHand, keypoints: Array, rng: np.random.Generator) -> list[Mesh]:
+    def _second_hand(self, other: PosedHand, keypoints: Array, rng: np.random.Generator) -> tuple[list[Mesh], Array]:
+        """The other hand beside the first one and its keypoints in the camera; none if it came too near."""
         direction = rng.uniform(0, 2 * np.pi)
-        away = rng.uniform(0.10, 0.2)
+        away = rng.uniform(0.07, 0.2)
         depth = rng.normal(0.02, 0.05)
         middle = keypoints.mean(0) + np.array([away * np.cos(direction), away * np.sin(direction), depth])
         flip = np.array([-1, 1, 1], np.float32)
         vertices = other.vertices * flip
-        vertices = (vertices - vertices.mean(0) + middle).astype(np.float32)
+        shift = (middle - vertices.mean(0)).astype(np.float32)
+        vertices = vertices + shift
         if vertices[:, 2].min() < 0.1:
-            return []
+            return [], NO_HAND
         orientation = np.diag([-1.0, 1.0, 1.0]) @ other.orientation
-        return self.hand_with_arm(vertices, orientation, MATERIAL_FOREARM, rng, mirrored=True)
+        meshes = self.hand_with_arm(vertices, orientation, MATERIAL_FOREARM, rng, mirrored=True)
+        return meshes, other.keypoints * flip + shift
 
 
 def _from_the_back(loop: Array, arrays: HandModelArrays, anatomy: HandAnatomy) -> Array:
@@ -285,6 +297,9 @@ def develop(radiance: Array, alpha: Array, mask: Array, background: Array, rng: 
     target = brightness**0.45 * 0.3**0.55 * np.exp(rng.normal(0.05, 0.36))
     if rng.uniform() < 0.08:
         target *= rng.uniform(0.15, 0.5)
-    light_gain = np.float32(target / max(brightness, 1e-3))
+    gain = target / max(brightness, 1e-3)
+    if rng.uniform() > OVEREXPOSED:
+        gain = min(gain, BRIGHTEST / max(float(high), 1e-3))
+    light_gain = np.float32(gain)
     background_gain = np.float32(rng.uniform(0.5, 1.1) * min(1.0, (target / 0.15) ** 0.5))
     return expose(radiance, alpha, background, light_gain, background_gain, ENCODE)

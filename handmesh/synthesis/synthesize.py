@@ -34,6 +34,7 @@ MAX_SKINS = 360
 JPEG_QUALITY = 92
 BETA_LIMIT = 2.0
 UNSEEN_BETAS = (2.5, 3.5)
+SECOND_HAND = 0.1  # share of the images that show the person's other hand too
 
 Split = Literal["training", "evaluation"]
 Progress = Callable[[int, int], object]
@@ -55,6 +56,7 @@ class Job:
     environments: tuple[Path, ...]
     shard_size: int = SHARD
     unseen_shapes: bool = False
+    second_hand: float = SECOND_HAND
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.skins < 1:
@@ -100,6 +102,7 @@ def synthesize(
     shard_size: int = SHARD,
     write_vertices: bool | None = None,
     unseen_shapes: bool = False,
+    second_hand: float = SECOND_HAND,
     progress: Progress | None = None,
 ) -> float:
     """Render ``count`` images under ``root/split``; returns images per second of this run (0 if all was there).
@@ -109,13 +112,14 @@ def synthesize(
     skins: how many people; shard_size: images that are rendered, and after an interruption repeated, together.
     write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
     unseen_shapes: give every hand a shape outside of what sets have otherwise, to test on.
+    second_hand: share of the images with the person's other hand (its keypoints are `second` in the labels).
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
     or sources), FileNotFoundError for a missing directory.
     """
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
     pool = min(MAX_SKINS, -(-count // IMAGES_PER_SKIN)) if skins is None else skins
-    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size, unseen_shapes)
+    job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size, unseen_shapes, second_hand)
     _prepare(job)
     _log.info("rendering %d images into %s", count, job.folder)
     missing = [s for s in range(job.shards) if not job.labels(s).exists()]
@@ -156,6 +160,8 @@ def _prepare(job: Job) -> None:
     }
     if job.unseen_shapes:
         record["unseen_shapes"] = True
+    if job.second_hand != SECOND_HAND:
+        record["second_hand"] = job.second_hand
     path = job.root / f"{job.split}_synthesis.json"
     if path.exists() and json.loads(path.read_text()) != record:
         raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
@@ -212,7 +218,8 @@ def _start_worker(job: Job) -> None:
     arrays = load_hand_model()
     photos = load_photos(job.backgrounds)
     environments = [Environment.read(p) for p in job.environments]
-    _worker = _Worker(job, Studio(arrays, photos, environments), HandModel(arrays), load_pose_bank())
+    studio = Studio(arrays, photos, environments, second_hand=job.second_hand)
+    _worker = _Worker(job, studio, HandModel(arrays), load_pose_bank())
 
 
 def _make_skin(index: int) -> int:
@@ -257,6 +264,7 @@ def _render_shard(shard: int) -> int:
             "pose_class": hand.pose_class,
             "held": photo.held,
             "occluded": photo.occluded,
+            "second": photo.second,
             "seed": np.int64(job.seed),
             "presence": np.float32(1.0),
         }
@@ -330,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos")
     parser.add_argument("--environments", type=Path, nargs="*", default=[], help="directories of .hdr maps")
     parser.add_argument("--skins", type=int, default=None, help="number of different people")
+    parser.add_argument("--second-hand", type=float, default=SECOND_HAND, help="share with the other hand")
     parser.add_argument("--write-vertices", action="store_true", default=None, help="also write verts.json")
     parser.add_argument("--unseen-shapes", action="store_true", help="hands shaped as in no other set, to test on")
     options = vars(parser.parse_args(arguments))
