@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.detection import (
     HELD_OUT_PERCENT,
     TEST_SETS,
@@ -19,6 +20,8 @@ from handmesh.datasets.detection import (
     Photo,
     encode,
     is_held_out,
+    load_arms,
+    load_cutouts,
     load_photos,
     load_plain,
     resize_affine,
@@ -216,6 +219,86 @@ def test_frames_come_with_and_without_hands_in_the_stated_sizes() -> None:
     low, high = np.array(config.hand_sides) * WIDTH
     assert low * 0.9 < sides.min() < 2 * low
     assert 0.6 * high < sides.max() < high * np.sqrt(2)  # a turned box has a larger box around it
+
+
+def test_frames_without_hands_show_parts_of_photos_away_from_their_hands() -> None:
+    """The marked photo's hand is white: no such frame may show it."""
+    config = ComposerConfig(width=64, height=48, scene=0, collage=0, rendered=0, elsewhere=1.0, letterbox=0, skin=0)
+    clean = replace(config, person=0.0, degrade=NO_AUGMENT)
+    parts = 0
+    for seed in range(60):
+        frame = compose(_pictures(), clean, np.random.default_rng([6, seed]))
+        assert len(frame.hands) == 0
+        own = (frame.image == 60).all(-1).mean() > 0.5  # the photo's own grey; backgrounds are lighter or patterned
+        assert not own or frame.image.max() == 60
+        parts += own
+    assert parts > 20
+
+
+def test_a_moving_hand_smears_along_its_streak_and_keeps_its_light() -> None:
+    hand = replace(_marked_photo(), alpha=np.where(_marked_photo().image[..., 0] == 255, 255, 0).astype(np.uint8))
+    canvas = Frame(np.zeros((200, 200, 3), np.uint8), Hands.none())
+    still, moving = (paste(canvas, hand, np.eye(3)[:2], streak=s).image.sum() for s in (None, np.array([21.0, 0])))
+    assert moving == pytest.approx(still, rel=0.03)
+    shown = paste(canvas, hand, np.eye(3)[:2], streak=np.array([21.0, 0])).image[..., 0]
+    assert np.flatnonzero(shown[110] > 5)[[0, -1]].tolist() == pytest.approx([50, 119], abs=2)
+    assert np.flatnonzero(shown[:, 85] > 5)[[0, -1]].tolist() == pytest.approx([80, 139], abs=1)
+
+
+def test_covered_hands_and_arms_without_hands() -> None:
+    arm = Photo(np.full((60, 60, 3), 200, np.uint8), alpha=np.full((60, 60), 255, np.uint8))
+    pictures = replace(_pictures(), arms=[arm])
+    config = ComposerConfig(
+        width=WIDTH, height=HEIGHT, scene=0, collage=0, rendered=0, elsewhere=0, arms=1.0, cover=1.0
+    )
+    frames = [compose(pictures, config, np.random.default_rng([8, seed])) for seed in range(10)]
+    assert all(len(frame.hands) == 0 for frame in frames)
+    covered = [compose(pictures, replace(config, collage=1.0), np.random.default_rng([9, s])).hands for s in range(30)]
+    trusted = np.concatenate([hands.trusted for hands in covered])
+    assert 0 < trusted.mean() < 1
+
+
+# ---- rendered cut-outs
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> Path:
+    """Three rendered images: a hand with an arm, a hand with another beside it, one with another behind it."""
+    for layer in ("rgb", "mask", "alpha"):
+        (tmp_path / "training" / layer).mkdir(parents=True)
+        for number in range(3):
+            picture = np.zeros((100, 100), np.uint8)
+            picture[20:60, 30:60] = 255
+            picture[60:, 35:55] = 255 if layer == "alpha" else 0  # the arm
+            cv2.imwrite(str(tmp_path / "training" / layer / f"{number:08d}.jpg"), picture)
+    points = np.zeros((3, 21, 3), np.float32)
+    points[:, :, 2] = 1.0
+    points[:, :, :2] = np.linspace((30, 20), (60, 60), 21) / 100
+    second = np.full_like(points, np.nan)
+    second[1:] = points[1:]
+    second[1, :, 0] += 0.35
+    K = np.tile(np.diag([100.0, 100.0, 1.0]), (3, 1, 1))
+    np.savez(tmp_path / "training_labels.npz", K=K, xyz=points)
+    facts = {"rotations": np.tile(np.eye(3), (3, 16, 1, 1)), "betas": np.zeros((3, 10)), "second": second}
+    np.savez(tmp_path / "training_meta.npz", **facts)
+    return tmp_path
+
+
+def test_the_other_hand_of_a_cutout_is_a_left_one(rendered: Path) -> None:
+    alone, beside, behind = load_cutouts(rendered)
+    assert alone.hands.right.tolist() == [True]
+    assert beside.hands.right.tolist() == [True, False]
+    assert beside.hands.trusted.tolist() == [True, True]
+    np.testing.assert_allclose(beside.hands.boxes, [[30, 20, 60, 60], [65, 20, 95, 60]], atol=1e-3)
+    assert behind.hands.trusted.tolist() == [True, False]
+
+
+def test_arms_are_what_is_left_without_the_hand(rendered: Path) -> None:
+    (arm,) = load_arms(rendered, 3)
+    assert len(arm.hands) == 0
+    assert arm.alpha is not None
+    assert arm.alpha[:60].max() < 30  # as far as JPEG keeps edges
+    assert arm.alpha[75:, 38:52].min() > 225
 
 
 def test_pictures_need_hands_and_backgrounds() -> None:

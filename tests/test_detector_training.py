@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import graphs
 import numpy as np
 import pytest
 import torch
 
 from handmesh.datasets.detection import Hands, Photo, encode
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures
-from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput
+from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput, export_detector
 from handmesh.training.detector import (
     DetectorConfig,
     DetectorTrainer,
@@ -20,6 +22,7 @@ from handmesh.training.detector import (
     centre_loss,
     detector_loss,
     publish,
+    published_network,
     stack_targets,
 )
 
@@ -82,17 +85,19 @@ def test_perfect_answers_cost_nothing() -> None:
     )
     targets = stack_targets([encode(hands, WIDTH, HEIGHT, STRIDE)])
     centre = torch.where(targets["heatmap"] >= 1, 20.0, -20.0)
-    output = DetectorOutput(centre, targets["boxes"], torch.full_like(centre, -20.0))
+    side = torch.full_like(centre, -20.0)
+    # The triangle's points all lie at one place, so it says nothing of what faces the camera.
+    output = DetectorOutput(centre, targets["boxes"], side, targets["triangle"], side)
     total, terms = detector_loss(output, targets, _config())
     assert total.item() < 1e-5
-    assert set(terms) == {"centre", "box", "side"}
+    assert set(terms) == {"centre", "box", "side", "triangle", "facing"}
 
 
 def test_ignored_cells_cost_nothing() -> None:
     unsure = Hands(np.full((1, 21, 2), 40, np.float32), *(np.array([flag]) for flag in (True, True, False)))
     targets = stack_targets([encode(unsure, WIDTH, HEIGHT, STRIDE)])
     alarm = torch.where(targets["counted"] == 0, 20.0, -20.0)
-    output = DetectorOutput(alarm, torch.ones(1, 4, *alarm.shape[2:]), alarm)
+    output = DetectorOutput(alarm, torch.ones(1, 4, *alarm.shape[2:]), alarm, targets["triangle"], alarm)
     assert detector_loss(output, targets, _config())[0].item() < 1e-5
 
 
@@ -110,6 +115,55 @@ def test_a_batch_is_a_function_of_its_step() -> None:
     assert torch.equal(one, two)
     assert all(torch.equal(targets_one[name], targets_two[name]) for name in targets_one)
     assert not torch.equal(one, stream[3][0])
+
+
+def test_a_batch_holds_mirror_images_with_swapped_sides() -> None:
+    config = replace(_config(samples=40), composer=ComposerConfig(width=WIDTH, height=HEIGHT, scene=1.0))
+    stream, sides = FrameStream(_pictures(), config), []
+    for step in range(4):
+        images, targets = stream[step]
+        assert torch.equal(images[1], images[0].flip(1))
+        assert torch.allclose(targets["heatmap"][1], targets["heatmap"][0].flip(-1), atol=1e-4)
+        for frame in range(2):
+            known = targets["right_weight"][frame] > 0
+            sides.append(set(targets["right"][frame][known].tolist()))
+        assert len(sides[-1]) == len(sides[-2]) <= 1
+        assert not sides[-1] & sides[-2]
+    assert any(sides)
+
+
+def test_coarse_frames_come_first_and_hands_keep_their_pixels() -> None:
+    config = DetectorConfig(samples=1000, batch_size=10, coarse=0.3)
+    first, last = config.composer_at(29), config.composer_at(30)
+    assert (first.width, first.height) == config.coarse_size
+    assert last == config.composer
+    assert first.width * first.hand_sides[0] == pytest.approx(last.width * last.hand_sides[0])
+
+
+def test_a_published_detector_can_be_trained_on(tmp_path: Path) -> None:
+    """It computes what the file computes: with the stored moments everywhere, with a batch's own on that batch."""
+    torch.manual_seed(3)
+    original = DetectorNetwork()
+    for module in original.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    for head in (original.centre, original.box, original.right, original.palm):
+        torch.nn.init.normal_(head.bias, std=0.2)  # the exporter merges parameters that are alike
+    path = export_detector(original.eval(), tmp_path / "detector.onnx", WIDTH, HEIGHT)
+    frames = torch.randint(0, 256, (4, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    network = published_network(path, frames)
+    for seen in (frames, frames.flip(1)):
+        expected, found = original(seen), network(seen)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=5e-3, atol=0.2)  # stored in float16
+        torch.testing.assert_close(found.centre, expected.centre, rtol=5e-3, atol=0.02)
+    torch.testing.assert_close(network.train()(frames).boxes, network.eval()(frames).boxes, rtol=2e-2, atol=0.5)
+
+
+def test_another_graph_is_no_detector_to_start_from(tmp_path: Path) -> None:
+    path = graphs.build_detector_graph(tmp_path / "stub.onnx")
+    with pytest.raises(ValueError, match="lacks the layer backbone"):
+        published_network(path, torch.zeros(1, HEIGHT, WIDTH, 3, dtype=torch.uint8))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the loader's own fork

@@ -32,6 +32,10 @@ VIEWS_PER_PANORAMA = 8  # `hdri_crops` shows each panorama this often, in sequen
 MAX_SPREAD = 0.05  # pseudo-labels that disagree by more (of the hand's size) are mostly wrong
 SIGMA_FRACTION = 0.09  # standard deviation of a centre's Gaussian as a fraction of the box (0.54 / 6: TTFNet, 2019)
 MIN_SIGMA_CELLS = 0.6
+TRIANGLE = (0, 5, 17)  # wrist, index1 and little1 among the 21 keypoints: which way round they go tells the side
+MIN_SEEN = 0.65  # share of a box inside the picture below which a hand is not trusted
+MAX_SHARED = 0.6  # share of a second hand's box inside the first's above which it is not trusted
+MIN_ARM = 0.03  # share of a picture that an arm without its hand has to cover
 BOX_REGION = 0.3  # cells whose Gaussian reaches this also learn box and side
 
 
@@ -149,10 +153,12 @@ def plain_folders(root: str | Path) -> list[Path]:
 def load_cutouts(root: str | Path, limit: int | None = None) -> list[Photo]:
     """Rendered hands with alpha from a set in FreiHAND's layout; with `limit`, evenly spread over the set.
 
-    Raises ValueError where the set has no alpha.
+    A person's other hand, where the set has its keypoints, is a left one; it is trusted where it lies in the image
+    and beside the first. Raises ValueError where the set has no alpha.
     """
     samples = FreiHandDataset(Path(root))
     count = len(samples) if limit is None else min(limit, len(samples))
+    second = samples.meta.get("second")
     cutouts = []
     for index in np.linspace(0, len(samples) - 1, count).astype(int):
         sample = samples[int(index)]
@@ -160,8 +166,48 @@ def load_cutouts(root: str | Path, limit: int | None = None) -> list[Photo]:
             raise ValueError(f"cut-out {index} of {root} has no alpha")
         known = np.ones(1, bool)
         hands = Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known)
+        if second is not None and sample.intrinsics is not None:
+            rows = second[int(index) % len(second)].astype(np.float64) @ sample.intrinsics.T
+            hands = _with_other(hands, rows[:, :2] / rows[:, 2:], sample.image.shape[1])
         cutouts.append(Photo(sample.image, hands, sample.alpha, f"{root}/{index:08d}"))
     return cutouts
+
+
+def load_arms(root: str | Path, limit: int) -> list[Photo]:
+    """Cut-outs of rendered forearms, sleeves and held things whose hand is taken away: they show no hand.
+
+    `limit` images are looked at, evenly spread over the set; those with too little left, or another hand, are not used.
+    """
+    samples = FreiHandDataset(Path(root))
+    second = samples.meta.get("second")
+    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
+    arms = []
+    for index in np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int):
+        sample = samples[int(index)]
+        if sample.alpha is None or sample.mask is None:
+            raise ValueError(f"cut-out {index} of {root} needs an alpha and a mask")
+        if second is not None and np.isfinite(second[int(index) % len(second)]).all():
+            continue
+        alpha = np.where(cv2.dilate(sample.mask, around) > 40, np.uint8(0), sample.alpha)
+        if (alpha > 128).mean() >= MIN_ARM:
+            arms.append(Photo(sample.image, Hands.none(), alpha, f"{root}/{index:08d} without its hand"))
+    return arms
+
+
+def _with_other(hands: Hands, keypoints: NDArray, size: int) -> Hands:
+    """`hands` and a left one with these keypoints (21, 2); only those given if they are not finite or far outside."""
+    if not np.isfinite(keypoints).all():
+        return hands
+    low, high = np.maximum(keypoints.min(0), 0), np.minimum(keypoints.max(0), size - 1)
+    seen = np.prod(np.maximum(high - low, 0)) / max(np.prod(np.ptp(keypoints, axis=0)), 1e-6)
+    if seen < 0.02:
+        return hands
+    first = hands.boxes[0]
+    shared = np.minimum(high, first[2:]) - np.maximum(low, first[:2])
+    hidden = np.prod(np.maximum(shared, 0)) / max(np.prod(high - low), 1e-6)
+    trusted = np.array([seen > MIN_SEEN and hidden < MAX_SHARED])
+    other = Hands(keypoints[None].astype(np.float32), np.zeros(1, bool), np.ones(1, bool), trusted)
+    return Hands.concatenate([hands, other])
 
 
 def _parse_hands(entries: list[dict]) -> Hands:
@@ -205,6 +251,7 @@ class Targets:
     heatmap: (1, h, w) Gaussians around the centres, 1 in a centre's cell. counted: (1, h, w) 0 where nothing is
     known. boxes: (4, h, w) l, t, r, b pixels from the cell's centre. box_weight: (1, h, w) sums to 1 for each hand.
     right: (1, h, w) 1 for a right hand. right_weight: (1, h, w) like box_weight, 0 where the side is unknown.
+    triangle: (6, h, w) x, y of wrist, index and little knuckle from the cell's centre, in half boxes.
     """
 
     heatmap: NDArray[np.float32]
@@ -213,6 +260,7 @@ class Targets:
     box_weight: NDArray[np.float32]
     right: NDArray[np.float32]
     right_weight: NDArray[np.float32]
+    triangle: NDArray[np.float32]
 
 
 def encode(hands: Hands, width: int, height: int, stride: int = 8) -> Targets:
@@ -224,6 +272,7 @@ def encode(hands: Hands, width: int, height: int, stride: int = 8) -> Targets:
     counted = np.ones_like(heatmap)
     boxes = np.zeros((4, rows, columns), np.float32)
     box_weight, right, right_weight = np.zeros_like(heatmap), np.zeros_like(heatmap), np.zeros_like(heatmap)
+    triangle = np.zeros((6, rows, columns), np.float32)
     learnt = []
     for index, (x1, y1, x2, y2) in enumerate(hands.boxes):
         column = int(np.floor(((x1 + x2) / 2 + 0.5) / stride))
@@ -244,9 +293,15 @@ def encode(hands: Hands, width: int, height: int, stride: int = 8) -> Targets:
         distances = np.broadcast_arrays(xs - x1, (ys - y1)[:, None], x2 - xs, (y2 - ys)[:, None])
         boxes[:, owned] = np.stack(distances)[:, owned]
         box_weight[owned] = gaussian[owned] / gaussian[owned].sum() if owned.any() else 0
+        for place, keypoint in enumerate(TRIANGLE):
+            x, y = hands.keypoints[index, keypoint]
+            triangle[2 * place][owned] = np.broadcast_to((x - xs) / max(0.5 * (x2 - x1), 1.0), heatmap.shape)[owned]
+            triangle[2 * place + 1][owned] = np.broadcast_to(
+                (y - ys)[:, None] / max(0.5 * (y2 - y1), 1.0), heatmap.shape
+            )[owned]
         right[owned] = float(hands.right[index])
         right_weight[owned] = box_weight[owned] * float(hands.side_known[index])
         heatmap = np.maximum(heatmap, gaussian)
     for _, row, column, _ in learnt:
         counted[row, column] = 1
-    return Targets(heatmap[None], counted[None], boxes, box_weight[None], right[None], right_weight[None])
+    return Targets(heatmap[None], counted[None], boxes, box_weight[None], right[None], right_weight[None], triangle)

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch
-from handmesh.datasets.detection import Hands, Photo
+from handmesh.datasets.detection import MIN_SEEN, Hands, Photo
 
 _HIDDEN, _TOUCHED = 0.8, 0.25  # share of a box that a later layer covers: the hand is gone, or no longer trusted
-_MIN_SEEN = 0.65  # share of a box inside the frame below which a hand is not trusted
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,20 @@ class ComposerConfig:
 
     width: int = 256
     height: int = 192
-    hand_sides: tuple[float, float] = (0.07, 0.7)  # longer box side / frame width, log-uniform
-    scene: float = 0.38  # one photo fills the frame, its hand where the photo has it
-    collage: float = 0.3  # photos pasted small on a hand-free picture
-    rendered: float = 0.17  # rendered hands on a hand-free picture, where there are any; the rest has no hand
+    hand_sides: tuple[float, float] = (0.06, 0.75)  # longer box side / frame width, log-uniform
+    scene: float = 0.28  # one photo fills the frame, its hand where the photo has it
+    collage: float = 0.17  # photos pasted small on a hand-free picture
+    rendered: float = 0.37  # rendered hands on other pictures, where there are any; the rest has no hand
+    on_photo: float = 0.3  # a rendered hand is held before a photo with hands, its face or its chest
+    elsewhere: float = 0.3  # a frame without hands is part of a labelled photo, away from its hands
     person: float = 0.4  # a person without hands somewhere, where the frame is not one photo
+    arms: float = 0.3  # an arm without its hand somewhere, where the frame is not one photo
+    skin: float = 0.2  # a skin-coloured thing somewhere, likewise
+    streak: float = 0.15  # a rendered hand moves
+    cover: float = 0.08  # something stands before a hand
     unstretch: float = 0.4
     letterbox: float = 0.5
-    degrade: AugmentConfig = field(default_factory=lambda: AugmentConfig(blur=0.2, noise=0.25, jpeg=0.25, grey=0.04))
+    degrade: AugmentConfig = field(default_factory=lambda: AugmentConfig(blur=0.25, noise=0.25, jpeg=0.25, grey=0.04))
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Pictures:
     backgrounds: Sequence[Photo]
     people: Sequence[Photo]
     rendered: Sequence[Photo] = ()
+    arms: Sequence[Photo] = ()
 
     def __post_init__(self) -> None:
         if len(self.sets) != len(self.weights) or not all(self.sets):
@@ -75,11 +81,15 @@ def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator
         for _ in range(1 + rng.binomial(2, 0.35)):
             frame = paste_hand(frame, pictures.draw(rng), config, rng)
     elif pictures.rendered and kind < config.scene + config.collage + config.rendered:
-        frame = _empty(pictures, config, rng)
+        below = _scene if rng.random() < config.on_photo else _empty
+        frame = below(pictures, config, rng)
         for _ in range(1 + rng.binomial(2, 0.35)):
             frame = paste_hand(frame, _pick(pictures.rendered, rng), config, rng)
     else:
-        frame = _empty(pictures, config, rng)
+        frame = _elsewhere(pictures.draw(rng), config, rng) if rng.random() < config.elsewhere else None
+        frame = _empty(pictures, config, rng) if frame is None else frame
+    if len(frame.hands) and rng.random() < config.cover:
+        frame = _covered(frame, pictures, rng)
     if rng.random() < config.letterbox:
         frame = _letterboxed(frame, rng)
     return _finished(frame, config, rng)
@@ -96,13 +106,22 @@ def paste_hand(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.rando
     room = np.minimum(extent * 0.85, np.array([width, height]) * 0.45)
     centre = rng.uniform(room, np.array([width, height]) - room)
     affine = np.column_stack([linear, centre - linear @ ((x1 + x2) / 2, (y1 + y2) / 2)])
-    return paste(frame, photo, affine, feather=float(rng.uniform(0, 3)) if photo.alpha is None else 0.0)
+    if photo.alpha is None:
+        return paste(frame, photo, affine, feather=float(rng.uniform(0, 3)))
+    streak = None
+    if rng.random() < config.streak:
+        angle, length = rng.uniform(0, np.pi), rng.uniform(0.1, 0.35) * scale * max(x2 - x1, y2 - y1)
+        streak = np.array([np.cos(angle), np.sin(angle)]) * length
+    return paste(frame, photo, affine, streak=streak)
 
 
-def paste(frame: Frame, photo: Photo, affine: NDArray, feather: float = 0.0) -> Frame:
+def paste(
+    frame: Frame, photo: Photo, affine: NDArray, feather: float = 0.0, streak: NDArray[np.float64] | None = None
+) -> Frame:
     """`photo` over `frame` under the (2, 3) pixel transform `affine`; hands that it covers are given up.
 
-    feather: standard deviation, in pixels, by which a whole photo's border is softened.
+    feather: standard deviation, in pixels, by which a whole photo's border is softened. streak: (2,) pixels by which
+    the photo moves while the frame is exposed.
     """
     height, width = frame.image.shape[:2]
     alpha = np.full(photo.image.shape[:2], 255, np.uint8) if photo.alpha is None else photo.alpha
@@ -112,8 +131,12 @@ def paste(frame: Frame, photo: Photo, affine: NDArray, feather: float = 0.0) -> 
     if feather > 0.3:
         opacity = cv2.GaussianBlur(opacity, (0, 0), feather)
     blend = opacity.astype(np.float32)[..., None] * np.float32(1 / 255)
-    below = frame.image.astype(np.float32)
-    mixed = (below + (layer.astype(np.float32) - below) * blend + 0.5).astype(np.uint8)
+    above = layer.astype(np.float32) * blend
+    if streak is not None:
+        kernel = _streak_kernel(streak)
+        above, blend = cv2.filter2D(above, -1, kernel), cv2.filter2D(blend, -1, kernel)[..., None]
+        opacity = cv2.filter2D(opacity, -1, kernel)
+    mixed = (frame.image * (1 - blend) + above + 0.5).astype(np.uint8)
     return Frame(mixed, Hands.concatenate([_uncovered(frame.hands, opacity), photo.hands.moved(affine)]))
 
 
@@ -131,6 +154,53 @@ def hand_free_frame(photo: Photo, width: int, height: int, rng: np.random.Genera
     return Frame(filled.astype(np.uint8, copy=False), Hands.none())
 
 
+def _streak_kernel(streak: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A line of the length and direction of `streak` (2,), its weights summing to 1."""
+    reach = int(np.ceil(np.abs(streak).max() / 2))
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    x, y = (round(float(v)) for v in streak / 2)
+    cv2.line(kernel, (reach - x, reach - y), (reach + x, reach + y), 1.0, 1)
+    return kernel / kernel.sum()
+
+
+def _elsewhere(photo: Photo, config: ComposerConfig, rng: np.random.Generator, tries: int = 8) -> Frame | None:
+    """A part of a labelled photo that is well away from its hands; None if none was found."""
+    rows, columns = photo.image.shape[:2]
+    for _ in range(tries):
+        width = columns * rng.uniform(0.35, 0.8)
+        height = width * config.height / config.width
+        if height > rows:
+            continue
+        x, y = rng.uniform(0, columns - width), rng.uniform(0, rows - height)
+        margin = 0.15 * (photo.hands.boxes[:, 2:] - photo.hands.boxes[:, :2])
+        apart = (photo.hands.boxes[:, :2] - margin > (x + width, y + height)).any(1)
+        apart |= (photo.hands.boxes[:, 2:] + margin < (x, y)).any(1)
+        if apart.all():
+            scale = config.width / width
+            affine = np.array([[scale, 0, -x * scale], [0, scale, -y * scale]])
+            blank = Frame(np.zeros((config.height, config.width, 3), np.uint8), Hands.none())
+            return paste(blank, replace(photo, hands=Hands.none()), affine)
+    return None
+
+
+def _covered(frame: Frame, pictures: Pictures, rng: np.random.Generator) -> Frame:
+    """Part of a background photo, a rod or a disc, before one of the hands."""
+    x1, y1, x2, y2 = frame.hands.boxes[rng.integers(len(frame.hands))]
+    size = np.array([x2 - x1, y2 - y1])
+    middle = np.array([x1, y1]) + rng.uniform(-0.1, 1.1, 2) * size
+    reach = float(size.max())
+    shape = np.zeros(frame.image.shape[:2], np.uint8)
+    length, thickness = rng.uniform(0.3, 2.0) * reach, rng.uniform(0.1, 0.35) * reach
+    if rng.random() < 0.6:
+        corners = cv2.boxPoints((tuple(map(float, middle)), (length, thickness), float(rng.uniform(0, 180))))
+        cv2.fillPoly(shape, [corners.astype(np.int32)], 255)
+    else:
+        cv2.circle(shape, (int(middle[0]), int(middle[1])), max(1, int(thickness)), 255, -1)
+    height, width = frame.image.shape[:2]
+    over = hand_free_frame(_pick(pictures.backgrounds, rng), width, height, rng, zoom=0.25)
+    return paste(frame, Photo(over.image, Hands.none(), shape), np.eye(3)[:2])
+
+
 def _scene(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator) -> Frame:
     """One photo that covers the frame with a hand in view, as a camera would have seen it."""
     photo = pictures.draw(rng)
@@ -140,7 +210,7 @@ def _scene(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator)
     low = max(width / columns, height / rows) * rng.uniform(0.8, 1.0)
     high = max(low, config.hand_sides[1] * width / max(x2 - x1, y2 - y1, 1.0))
     scale = np.exp(rng.uniform(np.log(low), np.log(min(high, 3 * low))))
-    linear = _linear(scale, photo, config, rng, turn_deg=6.0)
+    linear = _linear(scale, photo, config, rng, turn_deg=10.0)
     middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
     spread = np.array([width, height]) * 0.32
     wanted = np.array([width, height]) / 2 + rng.uniform(-spread, spread)
@@ -167,7 +237,38 @@ def _empty(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator,
         middle = rng.uniform(0, 1, 2) * (width, height)
         affine = np.column_stack([linear, middle - linear @ (columns / 2, rows / 2)])
         frame = paste(frame, person, affine, feather=float(rng.uniform(0, 3)))
+    if people and pictures.arms and rng.random() < config.arms:
+        arm = _pick(pictures.arms, rng)
+        rows, columns = arm.image.shape[:2]
+        linear = _linear(np.exp(rng.uniform(np.log(0.15), np.log(1.3))) * height / rows, arm, config, rng)
+        middle = rng.uniform(0, 1, 2) * (width, height)
+        frame = paste(frame, arm, np.column_stack([linear, middle - linear @ (columns / 2, rows / 2)]))
+    if people and rng.random() < config.skin:
+        frame = _with_skin(frame, rng)
     return frame
+
+
+def _with_skin(frame: Frame, rng: np.random.Generator) -> Frame:
+    """A smooth, skin-coloured ellipse or slab, shaded across: what is not a hand but has its colour."""
+    height, width = frame.image.shape[:2]
+    tone = rng.uniform(0.0, 1.0)
+    colour = np.array([236, 188, 154]) * (1 - tone) + np.array([74, 44, 30]) * tone + rng.normal(0, 8, 3)
+    middle = rng.uniform(0, 1, 2) * (width, height)
+    reach = np.exp(rng.uniform(np.log(0.04), np.log(0.35), 2)) * width
+    angle = float(rng.uniform(0, 180))
+    shape = np.zeros((height, width), np.uint8)
+    if rng.random() < 0.6:
+        centre, axes = (int(middle[0]), int(middle[1])), (int(reach[0] / 2) + 1, int(reach[1] / 2) + 1)
+        cv2.ellipse(shape, centre, axes, angle, 0, 360, 255, -1)
+    else:
+        corners = cv2.boxPoints((tuple(map(float, middle)), tuple(map(float, reach)), angle))
+        cv2.fillPoly(shape, [corners.astype(np.int32)], 255)
+    across = rng.normal(0, 1, 2) / reach
+    ys, xs = np.mgrid[:height, :width]
+    shade = 1 + 0.3 * np.tanh((xs - middle[0]) * across[0] + (ys - middle[1]) * across[1])
+    painted = np.clip(colour * shade[..., None], 0, 255).astype(np.uint8)
+    shape = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(0.5, 2.0)))
+    return paste(frame, Photo(painted, Hands.none(), np.asarray(shape, np.uint8)), np.eye(3)[:2])
 
 
 def _linear(
@@ -177,6 +278,8 @@ def _linear(
     turn = rng.normal(0, 12.0 if turn_deg is None else turn_deg)
     if turn_deg is None and rng.random() < (0.25 if photo.alpha is not None else 0.1):
         turn = rng.uniform(-180, 180)
+    elif turn_deg is not None and rng.random() < 0.15:
+        turn = rng.uniform(-100, 100)  # arms that come from the side
     radians = np.deg2rad(turn)
     cosine, sine = np.cos(radians), np.sin(radians)
     stretch = np.ones(2)
@@ -232,7 +335,7 @@ def _cut_off(hands: Hands, window: NDArray) -> Hands:
     seen = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
     area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0), axis=1)
     share = np.prod(np.maximum(seen, 0), axis=1) / area
-    return replace(hands, trusted=hands.trusted & (share >= _MIN_SEEN)).select(share > 0.02)
+    return replace(hands, trusted=hands.trusted & (share >= MIN_SEEN)).select(share > 0.02)
 
 
 def _finished(frame: Frame, config: ComposerConfig, rng: np.random.Generator) -> Frame:

@@ -182,7 +182,7 @@ def composed_frames(root: Path, sets: Sequence[str], seed: int = 20, repeats: in
 
     The frames depend on `seed` and the files only.
     """
-    config = ComposerConfig(width=640, height=480, unstretch=0.0)
+    config = ComposerConfig(width=640, height=480, hand_sides=(0.07, 0.7), unstretch=0.0)
     plain = load_plain(plain_folders(root), held_out=True)
     for number, photo in enumerate(p for name in sets for p in load_photos(root / "hands" / name) if len(p.hands)):
         for repeat in range(repeats):

@@ -1,8 +1,12 @@
 """The hand detector: one frame in, a map of hand centres, boxes and sides out.
 
 An anchor-free detector with one scale (Zhou et al., "Objects as Points", 2019): EfficientNet-Lite0 features, a
-light feature pyramid that brings them to stride 8, and three small heads. A hand is the tight box of its 21
-projected keypoints; it lives in the cell that holds the box's centre.
+light feature pyramid that brings them to stride 8, and small heads. A hand is the tight box of its 21 projected
+keypoints; it lives in the cell that holds the box's centre.
+
+ImageNet features hardly tell a picture from its mirror image, which is all that separates a left hand from a right
+one. So the side is put together from two things that they do tell: where wrist, index and little knuckle lie (which way
+round the palm's triangle goes), and whether palm or back is seen.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ STRIDE = 8
 DETECTOR_VERSION = 1
 _FEATURE_LEVELS = (2, 3, 4)  # the backbone's maps at strides 8, 16 and 32
 _MAX_LOG_SIZE = 4.0  # a box is at most e^4 = 55 strides wide, more than any frame that the network sees
+_TURN_GAIN = 3.0  # a palm seen flat has a triangle of about 0.7 square half boxes
 _PRIOR = 0.02  # probability of a hand centre that an untrained cell answers (Lin et al., "Focal loss", 2017)
 _MEAN, _STD = 127.0, 128.0  # of EfficientNet-Lite's ImageNet training (TensorFlow TPU repository)
 
@@ -36,11 +41,15 @@ class DetectorOutput:
     centre: (N, 1, h, w) logit that a hand's box centre lies in this cell.
     boxes: (N, 4, h, w) left, top, right, bottom distances in input pixels from the cell's centre.
     right: (N, 1, h, w) logit that the hand is a right hand.
+    triangle: (N, 6, h, w) x, y of wrist, index and little knuckle from the cell's centre, in half sides of the box.
+    facing: (N, 1, h, w) logit that a right hand's triangle would go round clockwise as seen: its back faces the camera.
     """
 
     centre: Tensor
     boxes: Tensor
     right: Tensor
+    triangle: Tensor
+    facing: Tensor
 
 
 class DetectorNetwork(nn.Module):
@@ -63,7 +72,8 @@ class DetectorNetwork(nn.Module):
         self.centre = nn.Conv2d(channels, 1, 1)
         self.box = nn.Conv2d(channels, 4, 1)
         self.right = nn.Conv2d(channels, 1, 1)
-        for head in (self.centre, self.box, self.right):
+        self.palm = nn.Conv2d(channels, 7, 1)
+        for head in (self.centre, self.box, self.right, self.palm):
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)  # pyright: ignore[reportArgumentType]
         nn.init.constant_(self.centre.bias, float(np.log(_PRIOR / (1 - _PRIOR))))  # pyright: ignore[reportArgumentType]
@@ -75,10 +85,14 @@ class DetectorNetwork(nn.Module):
         pixels = (frames.permute(0, 3, 1, 2).float() - _MEAN) / _STD  # (N, 3, H, W)
         merged = self._merge(self.backbone(pixels))
         features = self.tower(merged)
+        palm = self.palm(features).float()
+        triangle, facing = palm[:, :6], palm[:, 6:]
         return DetectorOutput(
             centre=self.centre(features).float(),
             boxes=_distances(self.box(features).float()),
-            right=self.right(features).float(),
+            right=self.right(features).float() + facing * turn(triangle),
+            triangle=triangle,
+            facing=facing,
         )
 
     def _merge(self, maps: list[Tensor]) -> Tensor:
@@ -97,6 +111,12 @@ def _separable(channels: int) -> nn.Sequential:
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )
+
+
+def turn(triangle: Tensor) -> Tensor:
+    """(N, 1, h, w) in -1..1: which way round the triangle (N, 6, h, w) goes, 1 for clockwise as seen, 0 edge on."""
+    x0, y0, x1, y1, x2, y2 = triangle.split(1, dim=1)
+    return torch.tanh(_TURN_GAIN * ((x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)))
 
 
 def _distances(raw: Tensor) -> Tensor:

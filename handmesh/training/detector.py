@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,8 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from handmesh.atomic import written_whole
 from handmesh.datasets.detection import (
     TRAIN_SETS,
+    Hands,
     Targets,
     encode,
+    load_arms,
     load_cutouts,
     load_photos,
     load_plain,
@@ -33,7 +36,7 @@ from handmesh.datasets.detection import (
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
 from handmesh.model.deploy import register_weights
-from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector
+from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector, turn
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
@@ -42,12 +45,14 @@ from handmesh.training.warm_start import imagenet_weights
 logger = logging.getLogger(__name__)
 
 PHOTO_SIDE = 320
+CONVOLUTION_OR_NORM = (nn.Conv2d, nn.BatchNorm2d)
+CALIBRATION_STEPS = 8  # batches of frames that give a published network its moments back
 SET_WEIGHTS = {
     "subhi_webcam": 0.36,
-    "lebanese_gestures": 0.27,
+    "lebanese_gestures": 0.25,
     "asl_letters_davidlee": 0.2,
-    "sign_digits": 0.14,
-    "grocery_holding": 0.03,
+    "sign_digits": 0.13,
+    "grocery_holding": 0.06,
 }
 
 
@@ -56,22 +61,35 @@ class DetectorConfig:
     """Everything that decides a run but its data; lengths are in samples, `ema_decay` is per step."""
 
     samples: int = 60_000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup: int = 3_000
+    batch_size: int = 16  # half of it are mirror images of the other half, so that both sides are seen alike
+    coarse: float = 0.55  # share of the samples, the first ones, that are composed in smaller frames
+    coarse_size: tuple[int, int] = (192, 128)  # width and height of those; a hand has as many pixels as later
+    learning_rate: float = 8e-4
+    warmup: int = 2_000
     weight_decay: float = 0.02
     clip_norm: float = 5.0
     ema_decay: float = 0.995
-    frozen_stages: int = 2  # the first stages of the backbone keep their ImageNet weights
-    box_weight: float = 1.0
-    side_weight: float = 0.5
-    rendered_limit: int = 4_000  # rendered hands that are kept in memory
+    frozen_stages: int = 0  # the first stages of the backbone keep their ImageNet weights
+    box_weight: float = 2.0
+    side_weight: float = 1.0
+    triangle_weight: float = 4.0
+    rendered_limit: int = 5_000  # rendered hands that are kept in memory
+    arms_limit: int = 1_500  # rendered hands of which only the arm is kept, too
     seed: int = 1
     composer: ComposerConfig = field(default_factory=ComposerConfig)
 
     def __post_init__(self) -> None:
-        if self.samples < self.batch_size or self.batch_size < 1:
-            raise ValueError(f"need samples >= batch_size >= 1, got {self.samples} and {self.batch_size}")
+        if self.samples < self.batch_size or self.batch_size < 2 or self.batch_size % 2:
+            raise ValueError(f"need samples >= an even batch_size, got {self.samples} and {self.batch_size}")
+
+    def composer_at(self, step: int) -> ComposerConfig:
+        """How the frames of batch `step` are composed."""
+        if (step + 1) * self.batch_size > self.coarse * self.samples:
+            return self.composer
+        width, height = self.coarse_size
+        growth = self.composer.width / width
+        low, high = (share * growth for share in self.composer.hand_sides)
+        return replace(self.composer, width=width, height=height, hand_sides=(low, min(high, 0.9)))
 
     def rate_at(self, seen: int) -> float:
         """Learning rate after `seen` samples: linear warm-up, then half a cosine down to 1 %."""
@@ -91,14 +109,20 @@ class FrameStream(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        config, composer = self.config, self.config.composer
+        config, composer = self.config, self.config.composer_at(step)
         images, targets = [], []
-        for place in range(config.batch_size):
+        for place in range(config.batch_size // 2):
             rng = np.random.default_rng([config.seed, step, place])
             frame = compose(self.pictures, composer, rng)
-            images.append(frame.image)
-            targets.append(encode(frame.hands, composer.width, composer.height, STRIDE))
+            for image, hands in ((frame.image, frame.hands), mirrored(frame.image, frame.hands)):
+                images.append(image)
+                targets.append(encode(hands, composer.width, composer.height, STRIDE))
         return torch.from_numpy(np.stack(images)), stack_targets(targets)
+
+
+def mirrored(image: NDArray[np.uint8], hands: Hands) -> tuple[NDArray[np.uint8], Hands]:
+    """The picture (H, W, 3) and its hands seen in a mirror: left hands are right ones."""
+    return image[:, ::-1], hands.moved(np.array([[-1.0, 0.0, image.shape[1] - 1.0], [0.0, 1.0, 0.0]]))
 
 
 def stack_targets(targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -110,10 +134,10 @@ def stack_targets(targets: Sequence[Targets]) -> dict[str, Tensor]:
 def detector_loss(
     output: DetectorOutput, targets: dict[str, Tensor], config: DetectorConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the three losses and its parts, each per hand (0-d tensors).
+    """The weighted sum of the losses and its parts, each per hand (0-d tensors).
 
     Centres: penalty-reduced focal loss (Law and Deng, "CornerNet", 2018; alpha 2, beta 4). Boxes: generalised IoU
-    (Rezatofighi et al., 2019). Sides: cross-entropy.
+    (Rezatofighi et al., 2019). Sides and what faces the camera: cross-entropy. The palm's triangle: smooth L1.
     """
     hands = targets["box_weight"].sum().clamp_min(1.0)
     terms = {
@@ -122,7 +146,19 @@ def detector_loss(
     }
     side = functional.binary_cross_entropy_with_logits(output.right, targets["right"], reduction="none")
     terms["side"] = (side * targets["right_weight"]).sum() / targets["right_weight"].sum().clamp_min(1.0)
-    total = terms["centre"] + config.box_weight * terms["box"] + config.side_weight * terms["side"]
+    apart = functional.smooth_l1_loss(output.triangle, targets["triangle"], beta=0.2, reduction="none")
+    terms["triangle"] = (apart * targets["box_weight"]).sum() / (6 * hands)
+    turned = turn(targets["triangle"])
+    back = (turned * (2 * targets["right"] - 1) > 0).float()
+    facing = functional.binary_cross_entropy_with_logits(output.facing, back, reduction="none")
+    clear = targets["right_weight"] * turned.abs()
+    terms["facing"] = (facing * clear).sum() / clear.sum().clamp_min(1.0)
+    total = (
+        terms["centre"]
+        + config.box_weight * terms["box"]
+        + config.side_weight * (terms["side"] + terms["facing"])
+        + config.triangle_weight * terms["triangle"]
+    )
     return total, terms
 
 
@@ -272,7 +308,79 @@ def imagenet_network() -> DetectorNetwork:
     return network
 
 
-def load_pictures(data: Path, rendered: Sequence[Path], limit: int) -> Pictures:
+def initial_network(path: Path | None, stream: FrameStream) -> DetectorNetwork:
+    """What a run starts from: ImageNet weights, an earlier run's network.pt, or a published graph."""
+    if path is None:
+        return imagenet_network()
+    if path.suffix == ".onnx":
+        steps = range(len(stream) - min(CALIBRATION_STEPS, len(stream)), len(stream))  # of the full size
+        return published_network(path, torch.cat([stream[step][0] for step in steps]))
+    network = DetectorNetwork()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network
+
+
+@torch.no_grad()
+def published_network(path: Path, frames: Tensor) -> DetectorNetwork:
+    """The detector that `export_detector` wrote, ready to be trained on.
+
+    Its batch normalisations are folded into the convolutions before them; here they come back with the moments that
+    frames (N, H, W, 3) uint8 give them, so that the network computes what the file does, in training mode on these
+    frames as well. Raises ValueError where the file lacks a layer.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    stored = {
+        initializer.name.removeprefix("model.").removesuffix("_float16"): numpy_helper.to_array(initializer)
+        for initializer in onnx.load(str(path)).graph.initializer
+    }
+    network = DetectorNetwork().eval()
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, CONVOLUTION_OR_NORM)]
+    hooks = []
+    for (name, layer), (_, following) in zip(layers, [*layers[1:], ("", nn.Identity())], strict=True):
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        bias_name = f"{name}.bias" if layer.bias is not None else f"{name}.weight_bias"
+        if name == "palm" and f"{name}.weight" not in stored:  # the first version had none
+            continue
+        if f"{name}.weight" not in stored or bias_name not in stored:
+            raise ValueError(f"{path} lacks the layer {name}: it is not a detector of this version")
+        layer.weight.copy_(torch.tensor(stored[f"{name}.weight"], dtype=torch.float32))
+        bias = torch.tensor(stored[bias_name], dtype=torch.float32)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+        else:
+            assert isinstance(following, nn.BatchNorm2d)
+            hooks.append(following.register_forward_pre_hook(_Unfold(layer, bias)))
+    network(frames)
+    for hook in hooks:
+        hook.remove()
+    return network
+
+
+class _Unfold:
+    """Splits a convolution with a bias into one whose output has variance 1 and the normalisation behind it."""
+
+    def __init__(self, convolution: nn.Conv2d, bias: Tensor) -> None:
+        self.convolution, self.bias = convolution, bias
+
+    def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        (values,) = inputs
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        deviation = variance.sqrt().clamp_min(1e-6)
+        self.convolution.weight.div_(deviation.view(-1, 1, 1, 1))
+        norm.running_mean.copy_(mean / deviation)
+        norm.running_var.fill_(1.0)
+        norm.weight.copy_(deviation * (1 + norm.eps) ** 0.5)
+        norm.bias.copy_(mean + self.bias)
+        return (values / deviation.view(-1, 1, 1),)
+
+
+def load_pictures(data: Path, rendered: Sequence[Path], limit: int, arms_limit: int) -> Pictures:
     """All training pictures, in memory. Photos without a hand that MediaPipe found are left out."""
     folders = plain_folders(data)
     kinds = {
@@ -281,7 +389,9 @@ def load_pictures(data: Path, rendered: Sequence[Path], limit: int) -> Pictures:
     }
     sets = [[p for p in load_photos(data / "hands" / name, PHOTO_SIDE) if len(p.hands)] for name in TRAIN_SETS]
     cutouts = [photo for root in rendered for photo in load_cutouts(root, limit // len(rendered))]
-    return Pictures(sets, [SET_WEIGHTS[n] for n in TRAIN_SETS], kinds["backgrounds"], kinds["people"], cutouts)
+    arms = [photo for root in rendered for photo in load_arms(root, arms_limit // len(rendered))]
+    weights = [SET_WEIGHTS[n] for n in TRAIN_SETS]
+    return Pictures(sets, weights, kinds["backgrounds"], kinds["people"], cutouts, arms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with hands/, backgrounds/ and people/")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log; goes on")
     parser.add_argument("--rendered", type=Path, nargs="*", default=[], help="rendered sets with alpha")
-    parser.add_argument("--init", type=Path, help="network.pt of an earlier run to start from")
+    parser.add_argument("--init", type=Path, help="network.pt of an earlier run, or a published .onnx, to start from")
     parser.add_argument("--publish", type=Path, help="folder for the graph and its weights.json (default: the run)")
     parser.add_argument("--samples", type=int, default=DetectorConfig.samples)
     parser.add_argument("--width", type=int, default=ComposerConfig.width, help="of the frames; less is faster")
@@ -305,18 +415,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)  # its threads do not survive the fork of the workers
 
     composer = ComposerConfig(width=args.width, height=args.height)
-    if args.rendered:
-        composer = replace(composer, scene=0.3, collage=0.2, rendered=0.33)
+    if not args.rendered:
+        composer = replace(composer, scene=0.45, collage=0.37, rendered=0.0)
     config = DetectorConfig(samples=args.samples, learning_rate=args.learning_rate, seed=args.seed, composer=composer)
     args.run.mkdir(parents=True, exist_ok=True)
     (args.run / "config.txt").write_text(f"{asdict(config)}\n")
     torch.manual_seed(config.seed)
-    if args.init is None:
-        network = imagenet_network()
-    else:
-        network = DetectorNetwork()
-        network.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
-    pictures = load_pictures(args.data, args.rendered, config.rendered_limit)
+    pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
+    network = initial_network(args.init, FrameStream(pictures, config))
     trainer = DetectorTrainer(config, args.run, pictures, network)
     done = trainer.run(minutes=args.minutes, workers=args.workers)
     logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
