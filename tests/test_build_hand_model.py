@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +26,26 @@ def script() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["build_hand_model"] = module
+    sys.path.insert(0, str(SCRIPT.parent))  # where it finds its neighbour, as when it is run
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def correctives(script: ModuleType) -> ModuleType:
+    return sys.modules["pose_correctives"]
+
+
+@pytest.fixture(scope="module")
+def skin(correctives: ModuleType) -> Any:
+    model = load_hand_model()
+    vertices = model.v_template.astype(np.float64)
+    weights = model.weights.astype(np.float64)
+    weights /= weights.sum(1, keepdims=True)  # float32 rows sum to 1 within 1e-7 only
+    return correctives.Skin(vertices, model.faces.astype(int), weights, model.J_regressor @ vertices)
+
+
+AXES = np.tile([0.0, 0.0, 1.0], (16, 1)), np.tile([0.0, 1.0, 0.0], (16, 1))  # good enough to bend a hand
 
 
 def rotation(rng: np.random.Generator) -> np.ndarray:
@@ -110,6 +131,58 @@ def test_pose_space_spans_the_sampled_poses(script: ModuleType) -> None:
     np.testing.assert_allclose(components @ components.T, np.eye(45), atol=1e-9)
     variance = (((poses - mean) @ components.T) ** 2).mean(0)
     assert (np.diff(variance) <= 1e-12).all()
+
+
+# ---- pose correctives
+
+
+def test_turning_about_centres_moves_bones_rigidly_and_keeps_the_zero_pose(correctives: ModuleType, skin: Any) -> None:
+    """Where one joint moves a vertex alone both ways of skinning agree; all of the hand turned is the hand turned."""
+    centres = correctives.centres_of_rotation(skin)
+    rotations = correctives.sample_rotations(3, *AXES, np.random.default_rng(0))
+    alone = skin.weights.max(1) > 1 - 1e-9
+    found, blended = correctives.about_centres(skin, rotations, centres), correctives.linear_blend(skin, rotations)
+    assert alone.sum() > 100
+    np.testing.assert_allclose(found[:, alone], blended[:, alone], atol=1e-9)
+    assert np.linalg.norm(found - blended, axis=-1).max() > 1e-3
+    still = np.tile(np.eye(3), (1, 16, 1, 1))
+    np.testing.assert_allclose(correctives.about_centres(skin, still, centres)[0], skin.vertices, atol=1e-12)
+    still[:, 0] = rotation(np.random.default_rng(1))
+    turned = (skin.vertices - skin.joints[0]) @ still[0, 0].T + skin.joints[0]
+    np.testing.assert_allclose(correctives.about_centres(skin, still, centres)[0], turned, atol=1e-12)
+
+
+def test_offsets_of_the_zero_pose_are_what_blending_needs(correctives: ModuleType, skin: Any) -> None:
+    rotations = correctives.sample_rotations(1, *AXES, np.random.default_rng(4))
+    offsets = correctives.zero_pose_offsets(skin, rotations)[0]
+    wanted = correctives.about_centres(skin, rotations, correctives.centres_of_rotation(skin))
+    found = correctives.linear_blend(replace(skin, vertices=skin.vertices + offsets), rotations)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_correctives_are_local_keep_fingertips_and_give_flesh_back(correctives: ModuleType, skin: Any) -> None:
+    tips = load_hand_model().fingertips
+    posedirs = correctives.fit_posedirs(skin, *AXES, tips, 60, np.random.default_rng(0))
+    assert not posedirs[tips].any()
+    by_joint = np.abs(posedirs).reshape(len(posedirs), 3, 15, 9).max((1, 3))
+    far = skin.weights[:, MANO_JOINTS.index("index1") :][:, :3].sum(1) == 0  # no joint of the index moves these
+    assert not by_joint[far][:, [joint - 1 for joint in (2, 3)]].any()
+    assert np.linalg.matrix_rank(posedirs.transpose(2, 0, 1).reshape(135, -1), tol=1e-5) <= 10 * 2 + 5 * 4
+    kept = correctives.flesh_kept(skin, posedirs, *AXES)
+    assert kept["fingers"]["corrected"] - kept["fingers"]["linear_blend"] > 0.03
+
+
+def test_embedded_correctives_are_those_of_the_script(correctives: ModuleType, skin: Any) -> None:
+    """Refitting from the embedded hand gives its own shapes; axes are rounded in the report that they come from."""
+    model, report = load_hand_model(), json.loads((SCRIPT.parents[1] / "eval/results/hand_model.json").read_text())
+    axes = [np.array([report[name][joint] for joint in MANO_JOINTS]) for name in ("flexion_axis", "spreading_axis")]
+    axes = [axis / np.linalg.norm(axis, axis=1, keepdims=True) for axis in axes]
+    posedirs = correctives.fit_posedirs(skin, *axes, model.fingertips, 400, np.random.default_rng([20, 1]))
+    assert np.abs(posedirs - model.posedirs).max() < 2e-5
+    assert np.abs(model.posedirs).max() > 1e-3
+    kept = correctives.flesh_kept(skin, model.posedirs.astype(np.float64), *axes)
+    assert kept["fingers"]["corrected"] > 0.9
+    assert kept == report["flesh_kept_at_bent_joints"]
 
 
 @pytest.mark.slow

@@ -181,6 +181,32 @@ def test_zero_posedirs_are_dropped_and_change_nothing(arrays: HandModelArrays) -
     assert HandModel(replace(arrays, posedirs=np.zeros_like(arrays.posedirs))).posedirs is None
 
 
+def test_few_pose_shapes_do_as_well_as_all(arrays: HandModelArrays) -> None:
+    """The embedded correctives depend on far fewer than 135 features; random ones do not, and keep them."""
+    rotvecs, betas = sample(20)
+    rotations = rotvec_to_rotmat(rotvecs)
+    model = HandModel(arrays, dtype=torch.float64)
+    assert model.pose_features is not None
+    assert model.posedirs is not None
+    assert model.posedirs.shape[0] <= 40
+    feature = (rotations[:, 1:] - torch.eye(3, dtype=torch.float64)).flatten(1).numpy()
+    offsets = np.einsum("nf,vcf->nvc", feature, arrays.posedirs.astype(np.float64))
+    plain = HandModel(replace(arrays, posedirs=np.zeros_like(arrays.posedirs)), dtype=torch.float64)
+    shaped = plain.shape(betas)
+    expected = plain.pose(shaped._replace(vertices=shaped.vertices + torch.tensor(offsets).mT), rotations)
+    torch.testing.assert_close(model(rotations, betas).vertices, expected.vertices, atol=2e-6, rtol=0)
+    full = np.random.default_rng(0).normal(0, 1e-3, arrays.posedirs.shape)
+    assert HandModel(replace(arrays, posedirs=full)).pose_features is None
+
+
+def test_correctives_leave_the_keypoints_where_the_bones_are(arrays: HandModelArrays) -> None:
+    rotvecs, betas = sample(20)
+    plain = HandModel(replace(arrays, posedirs=np.zeros_like(arrays.posedirs)), dtype=torch.float64)
+    one, two = (model(rotvec_to_rotmat(rotvecs), betas) for model in (HandModel(arrays, dtype=torch.float64), plain))
+    assert torch.equal(one.keypoints, two.keypoints)
+    assert not torch.equal(one.vertices, two.vertices)
+
+
 def test_arguments_are_not_written_to() -> None:
     model = HandModel(tiny_arrays(), dtype=torch.float64)
     rotvecs, betas = sample(4)

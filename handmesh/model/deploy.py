@@ -155,7 +155,7 @@ def export_hand_model(path: Path, arrays: HandModelArrays | None = None) -> None
     module = _DeployedHandModel(HandModel(arrays or load_hand_model())).eval()
     example = (torch.eye(3).repeat(2, 16, 1, 1), torch.zeros(2, 10))
     outputs = ("vertices", "joints")
-    export_graph(module, example, ("rotations", "betas"), outputs, path, {"kind": "hand_model"}, float16=False)
+    export_graph(module, example, ("rotations", "betas"), outputs, path, {"kind": "hand_model"}, float16=True)
 
 
 def export_graph(

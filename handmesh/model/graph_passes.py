@@ -29,11 +29,12 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def store_float16(model: onnx.ModelProto) -> None:
-    """Keep large float32 initialisers in float16 and cast them back in the graph."""
+    """Keep large float32 initialisers in float16 and cast them back in the graph, but not the hand's geometry."""
     casts = []
     for initializer in list(model.graph.initializer):
         values = numpy_helper.to_array(initializer)
-        geometry = ".hand_model." in initializer.name  # half a tenth of a millimetre would be lost
+        # Half a tenth of a millimetre would be lost; of pose correctives, which are millimetres themselves, nothing.
+        geometry = "hand_model." in initializer.name and not initializer.name.endswith(".posedirs")
         if values.dtype != np.float32 or values.ndim < 2 or values.size < SMALL_TENSOR or geometry:
             continue
         name = initializer.name

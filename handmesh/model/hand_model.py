@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from handmesh.assets import HandModelArrays
 from handmesh.skeleton import FINGERTIPS, KEYPOINTS, MANO_JOINTS, permutation
 
+SAME_SHAPE_M = 2e-6  # a pose shape that moves all vertices together by less is rounding
+
 
 class ShapedHand(NamedTuple):
     """A hand of some shape in the zero pose, metres, model axes."""
@@ -41,6 +43,7 @@ class HandModel(nn.Module):
     shapedirs: Tensor
     joint_template: Tensor
     joint_shapedirs: Tensor
+    pose_features: Tensor | None
     posedirs: Tensor | None
     weights: Tensor
     chain_order: Tensor
@@ -69,7 +72,9 @@ class HandModel(nn.Module):
         # Joints are linear in the vertices, hence in betas: regress them once here, not in every call.
         constant("joint_template", (J_regressor @ v_template).flatten())  # (16 * 3,)
         constant("joint_shapedirs", (J_regressor @ shapedirs).flatten(1))  # (10, 16 * 3)
-        constant("posedirs", planes(arrays.posedirs) if arrays.posedirs.any() else None)  # (135, 3 * V)
+        features, posedirs = _pose_shapes(planes(arrays.posedirs))
+        constant("pose_features", features)  # (135, K)
+        constant("posedirs", posedirs)  # (K, 3 * V)
         self.parents = tuple(int(parent) for parent in arrays.parents)
         self.levels = _levels(self.parents)
         chain = [joint for level in self.levels for joint in level]
@@ -100,6 +105,8 @@ class HandModel(nn.Module):
         if self.posedirs is not None:
             identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
             feature = (rotations[..., 1:, :, :] - identity).flatten(-3)  # (..., 135)
+            if self.pose_features is not None:
+                feature = feature @ self.pose_features  # (..., K)
             vertices = vertices + (feature @ self.posedirs).unflatten(-1, (3, -1))
         rest = shaped.joints
         if rotations.shape[:-3] != rest.shape[:-2]:
@@ -143,6 +150,20 @@ class HandModel(nn.Module):
             motions.append(motions[-1] @ matrices)
         motion = torch.cat(motions, dim=-3)[..., :3, :]
         return motion[..., :3], motion[..., 3:]
+
+
+def _pose_shapes(posedirs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Pose correctives (135, 3 * V) as features (135, K) times shapes (K, 3 * V), as few as give the same hand.
+
+    (None, None) where they are all zero; (None, posedirs) where a detour over features would win nothing.
+    """
+    if not posedirs.any():
+        return None, None
+    features, sizes, shapes = torch.linalg.svd(posedirs, full_matrices=False)
+    kept = int((sizes > SAME_SHAPE_M).sum())
+    if 2 * kept > len(posedirs):
+        return None, posedirs
+    return features[:, :kept] * sizes[:kept], shapes[:kept]
 
 
 def _levels(parents: Sequence[int]) -> list[list[int]]:
