@@ -77,22 +77,22 @@ def angles_over_time(studio: Studio, performance: Performance, times: Array) -> 
     return relax(studio.anatomy, spheres, mixed, none, steps=30)[0]
 
 
-def _wander(times: Array, seed: int, amplitude: float) -> Array:
+def wander(times: Array, seed: int, amplitude: float) -> Array:
     """(T,) a slow, smooth, bounded wobble."""
     rng = np.random.default_rng(seed)
     waves = [np.sin(2 * np.pi * f * times + rng.uniform(0, 6.28)) for f in (0.17, 0.31, 0.53)]
     return amplitude * (0.5 * waves[0] + 0.3 * waves[1] + 0.2 * waves[2])
 
 
-def _orientations(studio: Studio, performance: Performance, times: Array) -> Array:
+def orientations(studio: Studio, performance: Performance, times: Array) -> Array:
     """(T, 3, 3) global rotations: the palm towards the camera, swaying, once showing its back."""
     turn = np.clip((times - 5.4) / 0.7, 0, 1) * (not performance.mirrored) * 0.9
     out = []
     upright = np.diag([1.0, -1.0, -1.0])
     for i in range(len(times)):
-        yaw = _wander(times[i : i + 1], performance.seed, 0.55)[0] + turn[i] * 0.8
-        pitch = _wander(times[i : i + 1], performance.seed + 10, 0.3)[0]
-        roll = _wander(times[i : i + 1], performance.seed + 20, 0.35)[0]
+        yaw = wander(times[i : i + 1], performance.seed, 0.55)[0] + turn[i] * 0.8
+        pitch = wander(times[i : i + 1], performance.seed + 10, 0.3)[0]
+        roll = wander(times[i : i + 1], performance.seed + 20, 0.35)[0]
         cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
         about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
         about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
@@ -112,7 +112,7 @@ def _places(performance: Performance, times: Array) -> Array:
     else:
         place[:, 0] -= ease * 0.135
     seed = 40 + performance.seed
-    place += np.stack([_wander(times, seed + k, a) for k, a in enumerate((0.03, 0.022, 0.05))], 1)
+    place += np.stack([wander(times, seed + k, a) for k, a in enumerate((0.03, 0.022, 0.05))], 1)
     return place
 
 
@@ -146,7 +146,8 @@ def draw_room(rng: np.random.Generator) -> Array:
     return cv2.GaussianBlur(room, (0, 0), 3.2)
 
 
-def _lights() -> Lights:
+def room_lights() -> Lights:
+    """Soft light from the room, a key light from the left and a fill from the right."""
     harmonics = np.zeros((9, 3))
     harmonics[0] = [0.62, 0.60, 0.58]
     harmonics[1] = [-0.14, -0.13, -0.11]
@@ -157,9 +158,10 @@ def _lights() -> Lights:
     return Lights(direction, colour, harmonics, shadow=0.75, wrap=0.2, specular=0.25, occlusion=45.0)
 
 
-def _casual_skin(studio: Studio) -> Skin:
+def casual_skin(studio: Studio, person: int = 77) -> Skin:
+    """A skin of a middle tone with a plain sleeve."""
     for seed in range(1000):
-        skin = paint_skin(studio.texels, np.random.default_rng([77, seed]))
+        skin = paint_skin(studio.texels, np.random.default_rng([person, seed]))
         cloth = skin.texture[:, -SLEEVE_TEXELS:, :3].reshape(-1, 3).astype(float)
         plain = cloth.std(0).max() < 22 and np.ptp(cloth.mean(0)) < 60 and 40 < cloth.mean() < 120
         if not skin.gloved and 0.36 < skin.tone < 0.5 and plain:
@@ -173,7 +175,7 @@ def render_clip(output: Path, stills: Path, truth: Path) -> None:
 
     arrays = load_hand_model()
     studio, model = Studio(arrays, [], size=WIDTH), HandModel(arrays)
-    studio.wear(_casual_skin(studio))
+    studio.wear(casual_skin(studio))
     times = np.arange(int(SECONDS * FPS)) / FPS
     focal = WIDTH / 2 / np.tan(np.radians(FIELD_OF_VIEW_DEG) / 2)
     top = (WIDTH - HEIGHT) // 2
@@ -183,7 +185,7 @@ def render_clip(output: Path, stills: Path, truth: Path) -> None:
     pixels = focal * joints[..., :2] / joints[..., 2:] + [(WIDTH - 1) / 2, (HEIGHT - 1) / 2]
     outside = (pixels[..., 1] > HEIGHT - 1).mean(-1) > 0.6
     joints[outside], pixels[outside] = np.nan, np.nan
-    room, frame, lights = draw_room(np.random.default_rng(5)), Frame.allocate(WIDTH), _lights()
+    room, frame, lights = draw_room(np.random.default_rng(5)), Frame.allocate(WIDTH), room_lights()
     canvas = np.zeros((WIDTH, WIDTH, 3), np.uint8)
     canvas[top : top + HEIGHT] = room
     grain = np.random.default_rng(6)
@@ -220,7 +222,7 @@ def _perform(studio: Studio, model: HandModel, performance: Performance, times: 
     hand."""
     angles = torch.tensor(angles_over_time(studio, performance, times), dtype=torch.float32)
     rotations = studio.anatomy.rotations(angles)
-    turns = _orientations(studio, performance, times)
+    turns = orientations(studio, performance, times)
     rotations[:, 0] = torch.tensor(turns)
     betas = torch.zeros(len(times), 10)
     with torch.no_grad():
