@@ -47,9 +47,9 @@ class Smoothing:
     rotation: OneEuro = OneEuro(min_cutoff_hz=1.5, beta=0.5)
     """Speed in rad/s."""
     translation: OneEuro = OneEuro(min_cutoff_hz=2.0, beta=6.0)
-    """Speed of x/z, y/z and ln z, each per second: a sideways hand is not held back by a noisy depth."""
-    betas: OneEuro = OneEuro(min_cutoff_hz=0.2, beta=0.0)
-    """A person's hand keeps its shape, so this lags by most of a second on purpose."""
+    """Speed of x/z and y/z, each per second: a sideways hand is not held back by a noisy depth."""
+    depth: OneEuro = OneEuro(min_cutoff_hz=1.0, beta=4.0)
+    """Speed of ln z per second."""
 
 
 class VectorFilter:
@@ -77,6 +77,25 @@ class VectorFilter:
             self._smooth = self._smooth + weight * (raw - self._smooth)
         self._time_s, self._raw = time_s, raw
         return self._smooth.copy()
+
+
+class SettlingMean:
+    """The weighted mean of all that came: it settles on one value, as a person's hand keeps its shape."""
+
+    def __init__(self) -> None:
+        self._mean = np.zeros(0)
+        self._weight = 0.0
+
+    def __call__(self, values: ArrayLike, weight: float = 1.0) -> NDArray[np.float64]:
+        """The mean with ``values`` of this weight taken in. Raises ``ValueError`` if the shape changes."""
+        raw = np.asarray(values, np.float64)
+        if self._weight == 0.0:
+            self._mean = raw.copy()
+        _check_shape(raw, self._mean)
+        self._weight += weight
+        if self._weight > 0.0:
+            self._mean = self._mean + weight / self._weight * (raw - self._mean)
+        return self._mean.copy()
 
 
 class RotationFilter:

@@ -5,30 +5,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays
-from handmesh.estimator import (
-    HandMeshEstimator,
-    box_of_keypoints,
-    build_hand,
-    check_camera,
+from handmesh.estimator import HandMeshEstimator, build_hand, check_camera
+from handmesh.handedness import SURE, SideBelief, right_evidence
+from handmesh.identity import (
+    APART_FRAMES,
+    ENTANGLED_IOU,
+    Rivalries,
+    View,
+    new_hands,
+    overlap,
+    recall,
+    trust,
+    undo_exchange,
 )
-from handmesh.placement import project_joints
-from handmesh.records import (
-    Camera,
-    Detection,
-    HandMesh,
-    PosedHand,
-    Side,
-    box_iou,
-    check_frame,
-    other_side,
-)
-from handmesh.smoothing import RotationFilter, Smoothing, VectorFilter, rotvec_to_rotmat
+from handmesh.placement import solve_translation
+from handmesh.records import Camera, Detection, HandMesh, Side, check_frame, frozen_array
+from handmesh.smoothing import Smoothing, rotvec_to_rotmat
+from handmesh.track import Track
 
 _log = logging.getLogger(__name__)
 
@@ -36,75 +36,61 @@ MAX_GAP_S = 0.5
 """After a longer pause the hands have moved on, and all are searched for anew."""
 
 SAME_HAND_IOU = 0.3
-"""A detection that overlaps a tracked hand by more is that hand."""
+"""A detection that overlaps a hand in sight by more is that hand."""
 
-REGAIN_IOU = 0.1
-"""A detection that overlaps a hand lost a moment ago by more may be that hand."""
+SEARCH_FOR_LOST_EVERY = 2
+"""While a hand has just gone out of sight the detector runs every so many frames."""
 
-SAME_HAND_DISTANCE = 0.3
-"""Two tracks whose keypoints lie nearer than this share of their boxes' size follow one hand."""
-
-ROI_SIZE_GAIN = 0.5
-"""Share of a new box's size taken over into the next crop: a hand's place changes faster than its size."""
-
-MOTION_DECAY = 0.7
-"""A hand out of sight goes on with this share of its speed each frame."""
-
-
-@dataclass(eq=False)
-class _Track:
-    id: int
-    side: Side
-    center: NDArray[np.float64]  # (2,) px, of the next crop's box
-    size: float  # px, longer side of the next crop's box
-    hand: HandMesh  # as last given out
-    smoothing: Smoothing | None
-    velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # (3,) m/s of the translation
-    missed: int = 0
-    disagreements: int = 0
-
-    def __post_init__(self) -> None:
-        self.forget_motion()
-
-    @property
-    def box(self) -> NDArray[np.float64]:
-        """(4,) the square, tight box that the next crop is cut around."""
-        return np.concatenate([self.center - 0.5 * self.size, self.center + 0.5 * self.size])
-
-    def forget_motion(self) -> None:
-        config = self.smoothing or Smoothing()
-        self.rotation_filter = RotationFilter(config.rotation)
-        self.translation_filter = VectorFilter(config.translation)
-        self.betas_filter = VectorFilter(config.betas)
-        self.velocity = np.zeros(3)
-
-    def aim(self, box: NDArray[np.float64], size_gain: float = 1.0) -> None:
-        """Cut the next crop around ``box`` (4,)."""
-        self.center = 0.5 * (box[:2] + box[2:])
-        self.size += size_gain * (float((box[2:] - box[:2]).max()) - self.size)
+HIDDEN_S = 1.0
+"""So long a hand that has gone behind another is looked for along its path."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """The next frame of a video: the crops to look at, tracked hands first, its camera, and seconds since the last."""
+    """A frame on its way through a tracker: what is asked of the network between `_prepare` and `_advance`."""
 
     frame: NDArray[np.uint8]
-    boxes: list[NDArray[np.float64]]
-    sides: list[Side | None]
+    views: list[View]
     camera: Camera
     dt_s: float
+
+    @property
+    def boxes(self) -> list[NDArray[np.float64]]:
+        return [view.box for view in self.views for _ in view.sides]
+
+    @property
+    def sides(self) -> list[Side]:
+        return [side for view in self.views for side in view.sides]
+
+    def answer(self, hands: Sequence[HandMesh]) -> None:
+        """Give the meshes that the network found to the views that asked for them."""
+        answers = iter(hands)
+        for view in self.views:
+            view.answers = {side: next(answers) for side in view.sides}
 
 
 class HandTracker:
     """Follows up to ``max_hands`` hands through a video. Raises ``ValueError`` for settings out of range.
 
-    Each hand's next crop comes from its last mesh. The detector runs while fewer than ``max_hands`` hands are in
-    sight: in every frame while there is none, else in every ``detect_every``-th. A hand whose presence falls below
-    the estimator's threshold is carried on along its path for ``bridge_frames`` frames (its low score shows it) and
-    then given up. Its side changes only after the network has disagreed for ``flip_after`` frames in a row.
+    **Crops.** Each hand's next crop comes from its last mesh and its path. The detector runs while fewer than
+    ``max_hands`` hands are in sight: in every frame while there is none, every other while one has just gone, else in
+    every ``detect_every``-th.
 
-    Rotations, translation and shape are smoothed apart (`Smoothing`; ``None`` turns it off) and the hand is posed
-    again from them, so all fields of a mesh fit each other.
+    **Numbers.** A hand keeps its ``track_id`` while another one hides it, and for ``remember_s`` seconds out of sight:
+    coming back, it is known by side, place and size. Where two hands look like one, the one that is where it was
+    expected is seen and the other one is taken to be behind it.
+
+    **Sides.** What the network says of left and right adds up over frames (`SideBelief`) and decides *before* the crop
+    how it is mirrored. A settled side changes after about ``flip_after`` frames of certainty against it. Nothing is
+    learnt of hands that are in each other's crops; with ``max_hands`` 2, the two are expected to be a pair.
+
+    **Losses.** A hand whose presence falls below the estimator's threshold is given out along its path for
+    ``bridge_frames`` more frames (its low score shows it).
+
+    **Smoothing.** Rotations, direction and depth are filtered apart (`Smoothing`, which states the lag; ``None`` turns
+    it off), the shape settles on one value, the hand is posed again and placed where its joints fit the keypoints, so
+    all fields of a mesh fit each other. Nothing waits for later frames: apart from the filters' lag at rest, a mesh
+    belongs to its own frame.
     """
 
     def __init__(
@@ -114,26 +100,30 @@ class HandTracker:
         *,
         detect_every: int = 5,
         bridge_frames: int = 3,
-        flip_after: int = 5,
+        flip_after: int = 20,
+        remember_s: float = 3.0,
         smoothing: Smoothing | None = Smoothing(),  # noqa: B008 (frozen)
     ) -> None:
         if estimator.detector is None:
             raise ValueError("a tracker must be able to find hands: open the estimator with a detector")
-        limits = {"max_hands": 1, "detect_every": 1, "bridge_frames": 0, "flip_after": 1}
+        limits = {"max_hands": 1, "detect_every": 1, "bridge_frames": 0, "flip_after": 1, "remember_s": 0}
         given = {
             "max_hands": max_hands,
             "detect_every": detect_every,
             "bridge_frames": bridge_frames,
             "flip_after": flip_after,
+            "remember_s": remember_s,
         }
         for name, least in limits.items():
-            if given[name] < least:
+            if not given[name] >= least:
                 raise ValueError(f"{name} must be at least {least} but is {given[name]}")
         self.max_hands = max_hands
         self.detect_every = detect_every
         self.bridge_frames = bridge_frames
         self.flip_after = flip_after
+        self.remember_s = remember_s
         self.smoothing = smoothing
+        self._betas: NDArray[np.float64] | None = None
         self._estimator = estimator
         self.reset()
 
@@ -142,9 +132,20 @@ class HandTracker:
         """The estimator's."""
         return self._estimator.hand_model
 
+    @property
+    def betas(self) -> NDArray[np.float64] | None:
+        """The shape (10,) that all hands are given, such as a calibrated one; ``None`` lets each find its own."""
+        return self._betas
+
+    @betas.setter
+    def betas(self, betas: ArrayLike | None) -> None:
+        self._betas = None if betas is None else frozen_array(betas, (10,), np.float64, "betas")
+
     def reset(self) -> None:
-        """Forget all hands and times, as before the first frame of a video."""
-        self._tracks: list[_Track] = []
+        """Forget all hands and times, as before the first frame of a video. The shape ``betas`` stays."""
+        self._tracks: list[Track] = []  # in sight, or just gone and still looked for along their paths
+        self._remembered: list[Track] = []  # gone; looked for nowhere
+        self._rivalries = Rivalries()
         self._time_s: float | None = None
         self._frame_size: tuple[int, int] | None = None
         self._since_detection = 0
@@ -168,22 +169,26 @@ class HandTracker:
         dt_s = self._check_time(timestamp_s)
         self._forget_what_is_stale(frame, dt_s)
         self._time_s, self._frame_size = float(timestamp_s), frame.shape[:2]
-
-        self._tracks = [track for track in self._tracks if _overlaps_frame(track.box, frame)]
-        found = self._detect(frame)
-        boxes = [track.box for track in self._tracks] + [detection.box for detection in found]
-        sides: list[Side | None] = [track.side for track in self._tracks]
-        return _Step(frame, boxes, sides + [None] * len(found), camera, dt_s)
+        for track in self._tracks:
+            track.move_on(dt_s)
+        self._remember([track for track in self._tracks if not _overlaps_frame(track.box, frame)])
+        for track in self._remembered:
+            track.missed_s += dt_s
+        self._remembered = [track for track in self._remembered if track.missed_s <= self.remember_s]
+        views = [View(track.box, track.asks, track) for track in self._tracks]
+        views += [View(found.box, _both(found.side), None) for found in self._detect(frame)]
+        return _Step(frame, views, camera, dt_s)
 
     def _advance(self, step: _Step, hands: Sequence[HandMesh]) -> list[HandMesh]:
         """Go on to the next frame with what the network has answered."""
-        known = len(self._tracks)
-        seen = self._follow(hands[:known])
-        seen += self._start(hands[known:])
-        self._merge_tracks_of_one_hand(seen)
-        self._drop_surplus(seen)
+        step.answer(hands)
+        seen = self._follow([view for view in step.views if view.track is not None], step.dt_s)
+        self._judge_sides(seen)
+        seen += self._start([view for view in step.views if view.track is None], seen)
         self._give_out(seen, step.camera, step.dt_s)
-        return [track.hand for track in sorted(self._tracks, key=lambda track: track.id)]
+        shown = [track for track in self._tracks if track.missed <= self.bridge_frames]
+        shown = sorted(shown, key=lambda track: (track.missed, track.id))[: self.max_hands]
+        return [track.hand for track in sorted(shown, key=lambda track: track.id)]
 
     def _check_time(self, timestamp_s: float) -> float:
         """Seconds since the last frame; infinite for the first."""
@@ -201,7 +206,7 @@ class HandTracker:
         return float(timestamp_s) - self._time_s
 
     def _forget_what_is_stale(self, frame: NDArray[np.uint8], dt_s: float) -> None:
-        if not self._tracks:
+        if not self._tracks and not self._remembered:
             return
         if self._frame_size != frame.shape[:2]:
             _log.info("the frame size changed from %s to %s: searching anew", self._frame_size, frame.shape[:2])
@@ -209,108 +214,152 @@ class HandTracker:
             _log.info("%.2f s without a frame: searching anew", dt_s)
         else:
             return
-        self._tracks = []
+        self._tracks, self._remembered = [], []
 
     def _detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
-        """Hands not yet tracked, if it is time to look for them. Lost hands found again get their crop there."""
+        """Hands not yet in sight, if it is time to look for them."""
         in_sight = [track for track in self._tracks if track.missed == 0]
-        room = self.max_hands - len(in_sight)
         self._since_detection += 1
-        if room == 0 or (in_sight and self._since_detection < self.detect_every):
+        often = SEARCH_FOR_LOST_EVERY if len(in_sight) < len(self._tracks) else self.detect_every
+        if in_sight and self._since_detection < min(often, self.detect_every):
+            return []
+        if len(in_sight) >= self.max_hands and not any(track.is_doubtful for track in in_sight):
             return []
         self._since_detection = 0
         found = self._estimator.detect(frame)
-        found = [d for d in found if all(_iou(d.box, t.hand.box) < SAME_HAND_IOU for t in in_sight)]
-        lost = [track for track in self._tracks if track.missed > 0]
-        for track, detection in _pair(lost, found):
-            track.aim(detection.box)
-            found.remove(detection)
-            room -= 1
-        return found[: max(room, 0)]
+        found = [d for d in found if all(overlap(d.box, track.hand.box) < SAME_HAND_IOU for track in in_sight)]
+        return found[: self.max_hands]
 
-    def _follow(self, hands: Sequence[HandMesh]) -> list[tuple[_Track, HandMesh]]:
-        """Hand each track its new mesh; those without a hand in their crop are bridged or given up."""
-        seen = []
-        for track, hand in zip(list(self._tracks), hands, strict=True):
-            if hand.score < self._estimator.presence_threshold:
-                track.missed += 1
-                track.hand = replace(track.hand, score=hand.score)
-                if track.missed > self.bridge_frames:
-                    self._tracks.remove(track)
+    def _follow(self, views: Sequence[View], dt_s: float) -> list[View]:
+        """The views in which the track's own hand was found; the other tracks miss it."""
+        seen = [view for view in views if view.best.score >= self._estimator.presence_threshold]
+        time_s = self._time_s
+        assert time_s is not None
+        for first, second in combinations(list(seen), 2):
+            if first in seen and second in seen:
+                loser = self._rivalries.contest(first, second, time_s)
+                if loser is not None:
+                    seen.remove(loser)
+                    if loser.owner.seen_apart < APART_FRAMES:
+                        _log.debug("two tracks follow one hand: %d ends", loser.owner.id)
+                        self._tracks.remove(loser.owner)
+        for view in views:
+            track = view.owner
+            if view in seen:
+                track.seen_apart += 1
                 continue
-            track.missed = 0
-            track.disagreements = track.disagreements + 1 if hand.side_score < 0.5 else 0
-            seen.append((track, hand))
+            if track not in self._tracks:
+                continue  # a twin that has ended
+            hidden = track.hidden or any(overlap(track.box, other.best.box) > ENTANGLED_IOU / 2 for other in seen)
+            track.miss(dt_s, view.best.score, hidden)
+            patience = HIDDEN_S if hidden else 0.0
+            if track.missed > self.bridge_frames and track.missed_s >= patience:
+                self._remember([track])
         return seen
 
-    def _start(self, hands: Sequence[HandMesh]) -> list[tuple[_Track, HandMesh]]:
-        """A track for each new hand."""
-        started = []
-        for hand in hands:
-            if hand.score < self._estimator.presence_threshold:
-                continue
-            track = _Track(self._next_id, hand.side, np.zeros(2), 0.0, hand, self.smoothing)
-            self._next_id += 1
-            self._tracks.append(track)
-            started.append((track, hand))
-        return started
+    def _judge_sides(self, seen: Sequence[View]) -> None:
+        """Let the beliefs about sides hear this frame's answers, and decide."""
+        for view in seen:
+            view.owner.hear(view.side_scores, trust(view, seen, self._lost))
+        undo_exchange([view.owner for view in seen])
+        for view in seen:
+            if view.owner.belief.decide(self._partner(view.owner)):
+                _log.debug("track %d is a %s hand after all", view.owner.id, view.owner.side)
+                view.owner.forget_motion()
 
-    def _merge_tracks_of_one_hand(self, seen: list[tuple[_Track, HandMesh]]) -> None:
-        """Of two tracks on one hand keep the older, unless the network takes only the younger's side for right."""
-        for first, second in [(a, b) for i, a in enumerate(seen) for b in seen[i + 1 :]]:
-            if first not in seen or second not in seen or not _is_same_hand(first[1], second[1]):
-                continue
-            older, younger = sorted((first, second), key=lambda pair: pair[0].id)
-            loser = older if older[1].side_score < 0.5 <= younger[1].side_score else younger
-            _log.debug("tracks %d and %d follow one hand: %d ends", older[0].id, younger[0].id, loser[0].id)
-            seen.remove(loser)
-            self._tracks.remove(loser[0])
+    @property
+    def _lost(self) -> list[Track]:
+        """Tracks out of sight that are still looked for."""
+        return [track for track in self._tracks if track.missed]
 
-    def _drop_surplus(self, seen: list[tuple[_Track, HandMesh]]) -> None:
-        """Keep ``max_hands`` tracks: those in sight before those only bridged, then the oldest."""
-        for track in sorted(self._tracks, key=lambda t: (t.missed, t.id))[self.max_hands :]:
+    def _partner(self, track: Track) -> SideBelief | None:
+        """The belief about the other hand, where there is just one other that is in sight or near."""
+        others = [other for other in self._tracks if other is not track]
+        return others[0].belief if self.max_hands == 2 and len(others) == 1 else None
+
+    def _start(self, views: Sequence[View], seen: list[View]) -> list[View]:
+        """Give each newly found hand the track of the lost one that it is, or a new one."""
+        present = [view for view in views if view.best.score >= self._estimator.presence_threshold]
+        found = new_hands(present, seen)
+        self._give_way(found, seen)
+        if len(seen) >= self.max_hands:
+            return []
+        in_sight = [view.owner for view in seen]
+        recall(found, [track for track in self._tracks if track not in in_sight] + self._remembered)
+        found = sorted(found, key=lambda view: view.track is None)[: self.max_hands - len(seen)]  # known ones first
+        for view in found:
+            if view.track is None:
+                belief = SideBelief(view.side_scores, self.flip_after)
+                view.track = Track(self._next_id, belief, view.best, self.smoothing or Smoothing())
+                self._next_id += 1
+                self._tracks.append(view.track)
+                belief.decide(self._partner(view.track))
+            elif view.track.missed > self.bridge_frames:
+                view.track.forget_motion()
+            if view.track in self._remembered:
+                self._remembered.remove(view.track)
+                self._tracks.append(view.track)
+        return found
+
+    def _give_way(self, found: Sequence[View], seen: list[View]) -> None:
+        """Where all places are taken, what is hardly a hand, as nobody can tell its side, makes room for a sure one."""
+        doubtful = [view for view in seen if view.owner.is_doubtful]
+        sure = [view for view in found if abs(right_evidence(view.side_scores)) >= SURE]
+        while doubtful and len(seen) + len(sure) > self.max_hands:
+            view = doubtful.pop()
+            _log.debug("track %d was hardly a hand: it makes room", view.owner.id)
+            seen.remove(view)
+            self._tracks.remove(view.owner)
+
+    def _remember(self, tracks: Sequence[Track]) -> None:
+        """Look for these hands no more, but know them if they come back."""
+        for track in tracks:
             self._tracks.remove(track)
-            seen[:] = [pair for pair in seen if pair[0] is not track]
+            track.missed, track.hidden = max(track.missed, self.bridge_frames + 1), False
+            self._remembered.append(track)
 
-    def _give_out(self, seen: Sequence[tuple[_Track, HandMesh]], camera: Camera, dt_s: float) -> None:
+    def _give_out(self, seen: Sequence[View], camera: Camera, dt_s: float) -> None:
         """Set every track's mesh to give out, and the crop of its next frame."""
-        for track, hand in zip([t for t, _ in seen], self._smooth(seen, camera), strict=True):
-            if not math.isinf(dt_s) and track.hand.track_id is not None:
+        trusts = [trust(view, seen, self._lost) for view in seen]
+        nearest = min((view.best.translation[2] for view in seen), default=0.0)
+        for view, hand, how_far in zip(seen, self._smooth(seen, trusts, camera), trusts, strict=True):
+            track = view.owner
+            if not math.isinf(dt_s) and track.hand.track_id is not None and not track.missed:
                 track.velocity = (hand.translation - track.hand.translation.astype(np.float64)) / dt_s
             track.hand = hand
-        for track, raw in seen:
-            box = box_of_keypoints(project_joints(raw.joints, raw.translation, camera))
-            track.aim(box, ROI_SIZE_GAIN if track.size > 0.0 else 1.0)
-            if track.disagreements >= self.flip_after:
-                track.side, track.disagreements = other_side(track.side), 0
-                track.forget_motion()
-        for track in self._tracks:
-            if track.missed > 0:
-                _carry_on(track, camera, dt_s)
+            # The nearest hand is seen whole even where another one is in its crop.
+            track.see(view.best, 1.0 if view.best.translation[2] <= nearest else how_far)
+        for track in self._lost:
+            track.carry_on(camera, dt_s)
 
-    def _smooth(self, seen: Sequence[tuple[_Track, HandMesh]], camera: Camera) -> list[HandMesh]:
-        """The meshes with their tracks' numbers, filtered and posed again."""
-        if self.smoothing is None:
-            return [replace(hand, track_id=track.id) for track, hand in seen]
+    def _smooth(self, seen: Sequence[View], trusts: Sequence[float], camera: Camera) -> list[HandMesh]:
+        """The meshes with their tracks' numbers, filtered, of settled shape, and posed again."""
+        tracks, hands = [view.owner for view in seen], [view.best for view in seen]
+        if self.smoothing is None and self._betas is None:
+            return [replace(hand, track_id=track.id) for track, hand in zip(tracks, hands, strict=True)]
         if not seen:
             return []
         time_s = self._time_s
         assert time_s is not None
-        rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for _, hand in seen])
-        raw = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
-        rotations = np.stack([t.rotation_filter(r, time_s) for (t, _), r in zip(seen, raw, strict=True)])
-        betas = np.stack([track.betas_filter(hand.betas, time_s) for track, hand in seen])
-        posed = self._estimator.pose(rotations, betas, [hand.side for _, hand in seen])
-        return [
-            self._build(track, hand, shape, camera, time_s) for (track, hand), shape in zip(seen, posed, strict=True)
+        rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
+        rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
+        if self.smoothing is not None:
+            turned = zip(tracks, rotations, strict=True)
+            rotations = np.stack([track.rotation_filter(raw, time_s) for track, raw in turned])
+        shapes = [
+            track.shape(hand.betas, hand.score * (0.05 + how_far))
+            for track, hand, how_far in zip(tracks, hands, trusts, strict=True)
         ]
-
-    def _build(self, track: _Track, raw: HandMesh, posed: PosedHand, camera: Camera, time_s: float) -> HandMesh:
-        x, y, z = raw.translation.astype(np.float64)
-        # Filtered as a direction and a log depth: depth is by far the noisiest, and must not shake the picture.
-        u, v, log_z = track.translation_filter([x / z, y / z, math.log(z)], time_s)
-        translation = math.exp(log_z) * np.array([u, v, 1.0])
-        return build_hand(posed, raw.side, translation, camera, raw.score, raw.side_score, track_id=track.id)
+        betas = np.stack(shapes if self._betas is None else [self._betas] * len(seen))
+        posed = self._estimator.pose(rotations, betas, [hand.side for hand in hands])
+        keypoints = np.stack([hand.joints_2d for hand in hands])
+        places = solve_translation(np.stack([hand.joints for hand in posed]), keypoints, camera)
+        if self.smoothing is not None:
+            places = [_smooth_place(track, place, time_s) for track, place in zip(tracks, places, strict=True)]
+        return [
+            build_hand(shape, raw.side, place, camera, raw.score, raw.side_score, track_id=track.id)
+            for track, raw, shape, place in zip(tracks, hands, posed, places, strict=True)
+        ]
 
 
 def track_together(
@@ -338,36 +387,16 @@ def track_together(
     return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]
 
 
-def _carry_on(track: _Track, camera: Camera, dt_s: float) -> None:
-    """Move a hand out of sight along its path, and its crop with it."""
-    track.velocity = MOTION_DECAY * track.velocity
-    moved = track.hand.translation + track.velocity * dt_s
-    moved[2] = max(moved[2], 0.5 * float(track.hand.translation[2]))
-    joints_2d = project_joints(track.hand.joints, moved, camera)
-    track.center = track.center + (joints_2d - track.hand.joints_2d).mean(axis=0)
-    track.hand = replace(
-        track.hand, translation=moved, joints_2d=joints_2d, box=box_of_keypoints(joints_2d), camera=camera
-    )
+def _smooth_place(track: Track, place: NDArray[np.float64], time_s: float) -> NDArray[np.float64]:
+    """A translation filtered as a direction and a log depth: depth is the noisiest and must not shake the rest."""
+    x, y, z = place
+    u, v = track.direction_filter([x / z, y / z], time_s)
+    (log_z,) = track.depth_filter([math.log(z)], time_s)
+    return math.exp(log_z) * np.array([u, v, 1.0])
 
 
-def _pair(lost: Sequence[_Track], found: Sequence[Detection]) -> list[tuple[_Track, Detection]]:
-    """Lost hands with the detections they may be: same side first, then the larger overlap, each used once."""
-    choices = [(t.side == d.side, _iou(t.box, d.box), i, j) for i, t in enumerate(lost) for j, d in enumerate(found)]
-    pairs: dict[int, int] = {}
-    for _, overlap, i, j in sorted(choices, reverse=True):
-        if overlap > REGAIN_IOU and i not in pairs and j not in pairs.values():
-            pairs[i] = j
-    return [(lost[i], found[j]) for i, j in pairs.items()]
-
-
-def _is_same_hand(a: HandMesh, b: HandMesh) -> bool:
-    apart = np.linalg.norm(a.joints_2d - b.joints_2d, axis=-1).mean()
-    size = max(float((hand.box[2:] - hand.box[:2]).max()) for hand in (a, b))
-    return bool(apart < SAME_HAND_DISTANCE * size)
-
-
-def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return float(box_iou(a, b))
+def _both(first: Side) -> tuple[Side, Side]:
+    return ("right", "left") if first == "right" else ("left", "right")
 
 
 def _overlaps_frame(box: NDArray[np.float64], frame: NDArray[np.uint8]) -> bool:

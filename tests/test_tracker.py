@@ -200,12 +200,29 @@ def test_short_losses_are_bridged_along_the_path(make_video):
     assert hand.score > 0.9
 
 
-def test_long_losses_end_a_track(make_video):
-    video = make_video(bridge_frames=2)
+def test_a_hand_that_comes_back_keeps_its_number_for_a_while(make_video):
+    video = make_video(bridge_frames=2, remember_s=1.0)
     video.show(RIGHT)
     assert [len(video.show()) for _ in range(4)] == [1, 1, 0, 0]
     (hand,) = video.show(RIGHT)
+    assert hand.track_id == 0
+    for _ in range(35):
+        hands = video.show()
+    assert hands == []
+    (hand,) = video.show(RIGHT)
     assert hand.track_id == 1
+
+
+def test_a_hand_of_the_other_side_is_another_hand(make_video):
+    video = make_video()
+    for _ in range(8):
+        video.show(RIGHT)
+    for _ in range(8):
+        video.show()
+    (hand,) = video.show(LEFT)
+    assert (hand.side, hand.track_id) == ("left", 1)
+    (first, second) = [video.show(RIGHT, LEFT) for _ in range(6)][-1]
+    assert (first.side, first.track_id, second.side, second.track_id) == ("right", 0, "left", 1)
 
 
 def test_no_bridging_if_not_wanted(make_video):
@@ -234,18 +251,36 @@ def test_a_hand_that_leaves_the_frame_ends(make_video):
 
 def test_side_flips_only_after_frames_of_disagreement(make_video):
     video = make_video(max_hands=1, flip_after=5, smoothing=None)
-    for _ in range(3):
+    for _ in range(10):
         video.show(RIGHT)
     as_left = (*RIGHT[:3], "left")
     for _ in range(4):  # a flicker shorter than the hysteresis changes nothing
         (hand,) = video.show(as_left)
         assert hand.side == "right"
         assert hand.side_score < 0.5
-    for _ in range(2):
+    for _ in range(10):
         assert video.show(RIGHT)[0].side == "right"
-    sides = [video.show(as_left)[0].side for _ in range(7)]
-    assert sides == ["right"] * 5 + ["left"] * 2
+    sides = [video.show(as_left)[0].side for _ in range(8)]
+    changed = sides.index("left")
+    assert 4 <= changed <= 6
+    assert sides == ["right"] * changed + ["left"] * (8 - changed)
     assert video.show(as_left)[0].track_id == 0
+
+
+def test_a_settled_hand_is_asked_about_once_and_a_new_one_twice(scripted, dim_frame):
+    tracker = HandTracker(scripted, max_hands=1, smoothing=None)
+    scripted.found = [Detection(A, "right", 0.9)]
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.9, 0.95 if side == "right" else 0.05)
+    asked = []
+    for k in range(6):
+        tracker(dim_frame, k / FPS)
+        asked.append(len(scripted.seen))
+    assert asked[0] == 2
+    assert asked[-1] == 1
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.9, 0.6)  # it sounds unsure: ask both next time
+    tracker(dim_frame, 7 / FPS)
+    tracker(dim_frame, 8 / FPS)
+    assert len(scripted.seen) == 2
 
 
 def test_alternating_opinions_never_flip_the_side(make_video):
@@ -306,21 +341,20 @@ def test_two_tracks_on_one_hand_become_the_older(scripted, dim_frame, older_side
     tracker = HandTracker(scripted, smoothing=None)
     scripted.found = [Detection(A, "right", 0.9), Detection(B, "right", 0.9)]
     assert [hand.track_id for hand in tracker(dim_frame, 0.0)] == [0, 1]
-    scores = [older_side_score, younger_side_score]
-    scripted.found, scripted.see = [], lambda box, side: scripted.hand_at(A + 9 * len(scores), side, 0.9, scores.pop(0))
+    scores = {0: older_side_score, 1: younger_side_score}
+
+    def at_a(box, side):
+        return scripted.hand_at(A, side, 0.9, scores[int(box[0] > 300)] if side == "right" else 0.5)
+
+    scripted.found, scripted.see = [], at_a
     (hand,) = tracker(dim_frame, 1 / FPS)
     assert hand.track_id == kept
-    assert len(scripted.seen) == 2
 
 
 def test_hands_side_by_side_stay_two(scripted, dim_frame):
     tracker = HandTracker(scripted, smoothing=None)
-    scripted.found = [Detection(A, "right", 0.9), Detection(B, "right", 0.9)]
-    tracker(dim_frame, 0.0)
-    near = [A, np.add(A, [60, 0, 60, 0])]
-    for k in range(1, 5):
-        left = list(near)
-        scripted.see = lambda box, side, left=left: scripted.hand_at(left.pop(0), side)
+    scripted.found = [Detection(A, "right", 0.9), Detection(np.add(A, [60, 0, 60, 0]), "right", 0.9)]
+    for k in range(5):
         assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0, 1]
 
 
@@ -333,7 +367,7 @@ def test_a_hand_lost_and_detected_near_its_place_goes_on(scripted, dim_frame):
     scripted.found, scripted.see = [], at_new_place
     assert tracker(dim_frame, 1 / FPS)[0].score < 0.5
     scripted.found = [Detection(B, "right", 0.95), Detection(moved, "right", 0.9)]
-    scripted.see = lambda box, side: scripted.hand_at(box, side)
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.9 if box[0] > moved[0] - 20 else 0.1)
     first, second = tracker(dim_frame, 2 / FPS)
     assert (first.track_id, second.track_id) == (0, 1)
     np.testing.assert_allclose(center(first), 0.5 * (moved[:2] + moved[2:]), atol=15)

@@ -1,8 +1,9 @@
 """Clips of two hands that cross, hide each other, leave and come back, with their true joints: for judging trackers.
 
 ``python -m handmesh.synthesis.crossing FOLDER`` renders NAME.mp4 (640x480, 30 fps) and NAME.npz for each of `SCENES`:
-joints (T, 2, 21, 3) m in camera axes and joints_2d (T, 2, 21, 2) px of the right and the left hand, seen (T, 2): the share
-of a hand's keypoints that are in the picture and not behind the other hand, fps, and camera: fx, fy, cx, cy, width, height.
+joints (T, 2, 21, 3) m in camera axes and joints_2d (T, 2, 21, 2) px of the right and the left hand, seen (T, 2): the
+share of a hand's keypoints that are in the picture and not behind the other hand, camera: fx, fy, cx, cy, width, height
+px, and fps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""One hand on its way through a video: its path in the picture, its side, its shape and its filters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.handedness import CERTAIN, SURE, SideBelief, right_evidence
+from handmesh.placement import project_joints
+from handmesh.records import Camera, HandMesh, Side, box_of_points, other_side
+from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFilter
+
+DRIFT_GAIN = 0.4
+"""Share of a new speed in the picture that the path takes over."""
+
+SIZE_GAIN = 0.5
+"""Share of a new box's size taken over into the next crop: a hand's place changes faster than its size."""
+
+LOST_COASTS_S = 0.1
+"""A hand that is simply gone keeps moving for about so long ..."""
+
+HIDDEN_COASTS_S = 0.8
+"""... and one that has gone behind another for so long."""
+
+DOUBTFUL_FRAMES = 10
+"""After so many frames a hand's side should be known."""
+
+ENTANGLED_S = 0.2
+"""So long after another hand was in the way both sides are asked about."""
+
+AFTERMATH_S = 1.0
+"""So long after an entanglement hands may turn out to have been exchanged."""
+
+SIDE_TELLS = 0.5
+"""What a certain side weighs against a distance of one size, where two hands may be taken for each other."""
+
+SPEED_OF_SIZES = 6.0
+"""So many times its own size a hand may move in a second out of sight."""
+
+
+@dataclass(eq=False)
+class Track:
+    """A hand that is followed. Places in the picture are pixels; ``center`` and ``size`` make the next crop's box."""
+
+    id: int
+    belief: SideBelief
+    hand: HandMesh
+    smoothing: Smoothing
+    center: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    size: float = 0.0
+    drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    missed: int = 0
+    missed_s: float = 0.0
+    hidden: bool = False
+    seen_apart: int = 0
+    entangled_s: float = math.inf
+    against: int = 0
+    shape: SettlingMean = field(default_factory=SettlingMean)
+
+    def __post_init__(self) -> None:
+        self._since_s = 0.0
+        self._seen_at = self.center
+        self.forget_motion()
+
+    @property
+    def side(self) -> Side:
+        return self.belief.side
+
+    @property
+    def is_doubtful(self) -> bool:
+        """It has been seen for a while, and still nobody can tell its side."""
+        return self.seen_apart >= DOUBTFUL_FRAMES and abs(self.belief.right) < SURE
+
+    @property
+    def asks(self) -> tuple[Side, ...]:
+        """The sides to run the next crop as: both while in doubt, and next to another hand."""
+        return (self.side, other_side(self.side)) if self.entangled_s < ENTANGLED_S else self.belief.asks
+
+    @property
+    def box(self) -> NDArray[np.float64]:
+        """(4,) the square, tight box that the next crop is cut around."""
+        return np.concatenate([self.center - 0.5 * self.size, self.center + 0.5 * self.size])
+
+    def forget_motion(self) -> None:
+        """Start the filters afresh, as the hand has jumped."""
+        self.rotation_filter = RotationFilter(self.smoothing.rotation)
+        self.direction_filter = VectorFilter(self.smoothing.translation)
+        self.depth_filter = VectorFilter(self.smoothing.depth)
+        self.velocity = np.zeros(3)
+
+    def move_on(self, dt_s: float) -> None:
+        """Expect the hand where its path leads in ``dt_s`` seconds."""
+        self._since_s += dt_s
+        self.entangled_s += dt_s
+        self.center = self.center + dt_s * self.drift
+        if self.missed:
+            self.drift = self.drift * math.exp(-dt_s / (HIDDEN_COASTS_S if self.hidden else LOST_COASTS_S))
+
+    def hear(self, side_scores: Mapping[Side, float], trust: float) -> None:
+        """Take in what a frame says of the side; ``against`` counts frames in a row that are sure it is the other."""
+        evidence = right_evidence(side_scores)
+        opposed = (evidence if self.side == "left" else -evidence) > SURE
+        free = trust > 0.5 and self.entangled_s < AFTERMATH_S and abs(self.belief.right) > SURE
+        self.against = self.against + 1 if free and opposed else 0
+        self.belief.hear(side_scores, trust)
+
+    def exchange(self, other: Track) -> None:
+        """Let two tracks change places: numbers, sides and shapes go over to where the other one has been."""
+        for name in ("id", "belief", "shape"):
+            mine, others = getattr(self, name), getattr(other, name)
+            setattr(self, name, others)
+            setattr(other, name, mine)
+        for track in (self, other):
+            track.against, track.entangled_s = 0, math.inf
+            track.forget_motion()
+
+    def strangeness(self, hand: HandMesh, right_log_odds: float) -> float:
+        """How little a hand next to another fits this track: `surprise`, and being of the other side."""
+        fits = (right_log_odds if self.side == "right" else -right_log_odds) / CERTAIN
+        return self.surprise(hand) - SIDE_TELLS * fits * min(1.0, abs(self.belief.right) / SURE)
+
+    def surprise(self, hand: HandMesh) -> float:
+        """How far a hand stands from where this one is expected, in sizes, with the difference in size."""
+        center, size = middle_and_size(hand.joints_2d)
+        return float(np.linalg.norm(center - self.center)) / self.size + abs(math.log(size / self.size))
+
+    def see(self, hand: HandMesh, trust: float) -> None:
+        """Note where the hand was found; ``trust`` (0 to 1) is small where another hand is in the way."""
+        center, size = middle_and_size(project_joints(hand.joints, hand.translation, hand.camera))
+        if self.size > 0.0 and self._since_s > 0.0 and self.missed_s < LOST_COASTS_S:
+            speed = (center - self._seen_at) / self._since_s
+            self.drift = self.drift + DRIFT_GAIN * trust * (speed - self.drift)
+        elif self.missed_s >= LOST_COASTS_S:
+            self.drift = np.zeros(2)
+        self.size = size if self.size == 0.0 else self.size + SIZE_GAIN * (size - self.size)
+        self.center = self._seen_at = center
+        self._since_s, self.missed, self.missed_s, self.hidden = 0.0, 0, 0.0, False
+
+    def miss(self, dt_s: float, score: float, hidden: bool) -> None:
+        """Note that the hand was not found in its crop."""
+        self.missed += 1
+        self.missed_s += 0.0 if math.isinf(dt_s) else dt_s
+        self.hidden = hidden
+        self.hand = replace(self.hand, score=min(score, self.hand.score))
+
+    def carry_on(self, camera: Camera, dt_s: float) -> None:
+        """Move the mesh of a hand out of sight along its path."""
+        self.velocity = self.velocity * math.exp(-dt_s / LOST_COASTS_S)
+        moved = self.hand.translation + self.velocity * dt_s
+        moved[2] = max(moved[2], 0.5 * float(self.hand.translation[2]))
+        joints_2d = project_joints(self.hand.joints, moved, camera)
+        middle, half = box_middle_half(joints_2d)
+        self.hand = replace(
+            self.hand,
+            translation=moved,
+            joints_2d=joints_2d,
+            box=np.concatenate([middle - half, middle + half]),
+            camera=camera,
+        )
+
+    def likeness(self, hand: HandMesh, right_evidence: float) -> float:
+        """How much a hand newly found looks like this one coming back: side, place and size; above -1 it may be."""
+        center, size = middle_and_size(hand.joints_2d)
+        side = (right_evidence if self.side == "right" else -right_evidence) / CERTAIN
+        side *= min(1.0, abs(self.belief.right) / SURE)
+        reach = self.size * (1.0 + SPEED_OF_SIZES * self.missed_s)
+        place = min(float(np.linalg.norm(center - self.center)) / reach, 2.0)
+        growth = abs(math.log(size / self.size)) / (1.0 + 2.0 * self.missed_s)
+        return 1.5 * side - place - growth
+
+
+def box_middle_half(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Middle (2,) and half extents (2,), at least half a pixel, of keypoints' tight box."""
+    box = box_of_points(joints_2d)
+    return 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
+
+
+def middle_and_size(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Middle (2,) and longer side of keypoints' tight box."""
+    middle, half = box_middle_half(joints_2d)
+    return middle, 2.0 * float(half.max())
