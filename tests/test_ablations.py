@@ -126,8 +126,8 @@ def test_table_calls_small_differences_noise(tmp_path):
     stored(protocol.folder, protocol, "fastvit_t8_pooling", 1, 0.25)
     results = read_results(protocol)
     assert results["fastvit_t8"].errors["2d"] == pytest.approx(0.2)
-    assert noise(results)["2d"] == pytest.approx(4.30 * 2**0.5 * 0.001)
-    times = {"training_step_ms": 1.0, "inference_64px_ms": 1.0, "inference_224px_ms": 1.0}
+    assert (noise(results) or {})["2d"] == pytest.approx(4.30 * 2**0.5 * 0.001)
+    times = {"training_step_ms": 1.0, "inference_ms": 1.0}
     rows = {a: {"seeds": r.seeds, **r.errors, "folded_backbone_parameters": 1, **times} for a, r in results.items()}
     text = table({"noise": noise(results), "arms": rows}, 64)
     assert "fastvit_t8_plain against fastvit_t8: 2D error +0.0030 (within noise)" in text

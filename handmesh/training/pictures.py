@@ -36,7 +36,8 @@ def draw_curves(folder: Path) -> None:
         return
     columns = min(5, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.2 * columns, 2.3 * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 2.3 * rows))
+    figure.subplots_adjust(0.12 / columns, 0.16 / rows, 1 - 0.05 / columns, 1 - 0.1 / rows, wspace=0.25, hspace=0.45)
     for number, (title, seen, values) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.plot(seen, values, linewidth=1, marker="." if len(seen) < 20 else None)
