@@ -67,7 +67,7 @@ def main() -> None:
     with tqdm(total=len(hands.rows), desc="corrupted hands") as bar:
         make_crops(hands, folder, workers=args.workers, progress=lambda done, _: bar.update(done - bar.n))
     facts = {
-        "weights": str(args.weights),
+        "weights": Path(args.weights).name,
         "sha256": hashlib.sha256(weights_path(args.weights).read_bytes()).hexdigest(),
         "crop_px": size,
         "hands": len(hands.rows),
