@@ -114,7 +114,16 @@ class HandMeshEstimator:
         ``hand_model`` (.npz or MANO's .pkl) and its exported graph as ``pose_graph``. Detected hands that the network
         gives a presence below ``presence_threshold`` are dropped.
         """
-        network = load_graph(name_or_path, "hand", runtime=runtime, threads=threads, precision=precision, device=device)
+        model = load_hand_model(hand_model)
+        network = load_graph(
+            name_or_path,
+            "hand",
+            runtime=runtime,
+            threads=threads,
+            precision=precision,
+            device=device,
+            hand_model=model,
+        )
         poses = load_graph(pose_graph, "hand_model", threads=1)
         finder = None
         if detector is not None:
@@ -126,7 +135,6 @@ class HandMeshEstimator:
                 precision=None if precision == "int8" else precision,  # its int8 twin, where it has one
                 device="cpu" if in_torch else device,
             )
-        model = load_hand_model(hand_model)
         estimator = cls(network, poses, model.faces, detector=finder, presence_threshold=presence_threshold)
         estimator.hand_model = model
         estimator.warm_up()

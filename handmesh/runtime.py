@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.assets import weights_path, weights_registry
+from handmesh.assets import HandModelArrays, weights_path, weights_registry
 
 Runtime = Literal["onnxruntime", "openvino", "torch"]
 Precision = Literal["f32", "bf16", "int8"]
@@ -73,6 +73,7 @@ def load_graph(
     threads: int | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
+    hand_model: HandModelArrays | None = None,
 ) -> Graph:
     """Open a network, which must describe itself as of ``kind``: "hand", "hand_model" or "detector".
 
@@ -87,7 +88,8 @@ def load_graph(
     OpenVINO ("gpu", "npu") or of torch ("cuda", "mps").
 
     The runtime "torch" reads a trained network as training saves it, or an exported one that computes in f32; only of
-    kind "hand", and it needs the ``train`` extra.
+    kind "hand", and it needs the ``train`` extra. It poses ``hand_model`` (``None``: the embedded one); for the
+    other runtimes it is part of the file.
 
     Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is empty, truncated, damaged (naming its
     SHA-256), of another kind or has no int8 twin, or if there is no such device, and ``ImportError`` if the runtime is
@@ -112,7 +114,7 @@ def load_graph(
     elif runtime == "openvino":
         run, described = _open_openvino(path, threads, precision or "f32", device)
     else:
-        run, described = _open_torch(path, threads, device)
+        run, described = _open_torch(path, threads, device, hand_model)
     metadata = _parse_description(path, described)
     if metadata.get("kind") != kind:
         raise ValueError(f"{path} is a network of kind {metadata.get('kind')!r}, but one of kind {kind!r} is needed")
@@ -201,7 +203,7 @@ def _open_openvino(path: Path, threads: int, precision: Precision, device: str) 
     return run, model.get_rt_info(description).value if model.has_rt_info(description) else None
 
 
-def _open_torch(path: Path, threads: int, device: str) -> Opened:
+def _open_torch(path: Path, threads: int, device: str, hand_model: HandModelArrays | None) -> Opened:
     try:
         import torch
 
@@ -209,7 +211,7 @@ def _open_torch(path: Path, threads: int, device: str) -> Opened:
     except ImportError as error:
         raise ImportError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
     torch.set_num_threads(threads)
-    network = load_torch_network(path)
+    network = load_torch_network(path, hand_model)
     try:
         deployed = DeployedHand(network).eval().to(device)
     except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built

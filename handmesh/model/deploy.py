@@ -28,8 +28,15 @@ from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.model.graph_passes import HALF, PASSES, SMALL_TENSOR, store_float16
 from handmesh.model.hand_model import HandModel
-from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, wrist_relative_hand
+from handmesh.model.regressor import (
+    HandRegressor,
+    NetworkConfig,
+    check_hand_model,
+    load_network,
+    wrist_relative_hand,
+)
 from handmesh.runtime import INT8_SUFFIX
+from handmesh.skeleton import MANO_VERTEX_COUNT
 
 _log = logging.getLogger(__name__)
 
@@ -144,8 +151,10 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     precision, computed with in single, and cast when a runtime opens the file.
     """
     size = network.config.input_size
-    meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "hand_model": "handmesh-open"}
+    vertices = network.hand_model.vertex_count
+    meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "vertices": vertices}
     meta |= {"variant": network.config.variant, "head": network.config.head}
+    meta |= {"hand_model": "mano" if vertices == MANO_VERTEX_COUNT else "handmesh-open"}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     export_graph(DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
 
@@ -231,15 +240,15 @@ def forget_weights(folder: Path, name: str) -> bool:
     return entry is not None
 
 
-def load_torch_network(path: Path) -> HandRegressor:
+def load_torch_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
     """A folded network for inference in torch, from a training checkpoint or from what `export_hand_network` wrote.
 
-    Raises FileNotFoundError or ValueError as `load_network` does.
+    It poses `hand_model` (None: the embedded one). Raises FileNotFoundError or ValueError as `load_network` does.
     """
-    return _network_from_onnx(path) if path.suffix == ".onnx" else fold(load_network(path))
+    return _network_from_onnx(path, hand_model) if path.suffix == ".onnx" else fold(load_network(path, hand_model))
 
 
-def _network_from_onnx(path: Path) -> HandRegressor:
+def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRegressor:
     model = onnx.load(str(path))
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:
@@ -247,7 +256,8 @@ def _network_from_onnx(path: Path) -> HandRegressor:
         config = NetworkConfig(variant=meta["variant"], head=meta["head"], input_size=meta["input_size"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
-    network = fold(HandRegressor(config))
+    network = fold(HandRegressor(config, hand_model))
+    check_hand_model(network, meta.get("vertices"), path)
     stored = {
         initializer.name.removeprefix("network.").removesuffix(HALF): numpy_helper.to_array(initializer)
         for initializer in model.graph.initializer
@@ -281,10 +291,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
+    parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.hand_model is not None and args.folder.resolve() == ASSETS.resolve():
+        parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
 
-    network = load_network(args.checkpoint)
+    hand_model = None if args.hand_model is None else load_hand_model(args.hand_model)
+    network = load_network(args.checkpoint, hand_model)
     folded = fold(network)
     size = network.config.input_size
     generator = torch.Generator().manual_seed(0)
@@ -292,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounded = round_to_float16(folded)
     path = args.folder / f"{args.name}.onnx"
     export_hand_network(folded, path, name=args.name)
-    export_hand_model(args.folder / "hand_model.onnx")
+    pose_graph = "hand_model" if hand_model is None else f"{args.name}_hand_model"
+    export_hand_model(args.folder / f"{pose_graph}.onnx", hand_model)
     report = {
         "fold_mm": parity_mm(network, folded, crops),
         "float16_mm": parity_mm(folded, rounded, crops),
@@ -302,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {"variant": network.config.variant, "head": network.config.head, "input_size": size, "samples_seen": seen}
     register_weights(args.folder, args.name, path, {"kind": "hand", **facts, "parity": report})
     forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before
-    register_weights(args.folder, "hand_model", args.folder / "hand_model.onnx", {"kind": "hand_model"})
+    register_weights(args.folder, pose_graph, args.folder / f"{pose_graph}.onnx", {"kind": "hand_model"})
     _log.info("%s: %.2f MB; largest vertex differences in mm: %s", path, path.stat().st_size / 1e6, report)
     _log.info("its int8 twin, which runs faster: handmesh quantise %s --folder %s --data DATA", args.name, args.folder)
 

@@ -86,6 +86,10 @@ class HandModel(nn.Module):
         constant("keypoint_order", torch.tensor(order, dtype=torch.int64))  # (21,)
         constant("faces", torch.tensor(arrays.faces, dtype=torch.int64))  # (F, 3)
 
+    @property
+    def vertex_count(self) -> int:
+        return len(self.template) // 3
+
     def shape(self, betas: Tensor) -> ShapedHand:
         """Shape coefficients (..., 10), in standard deviations, to the hand in its zero pose."""
         if betas.shape[-1] != self.shapedirs.shape[0]:

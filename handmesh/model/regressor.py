@@ -96,15 +96,16 @@ def wrist_relative_hand(
 def save_network(network: HandRegressor, path: Path, **extra: Any) -> None:
     """Write config and weights to `path` at once; extra entries must be plain values or tensors."""
     with written_whole(path) as temporary:
-        torch.save({"config": asdict(network.config), "network": network.state_dict(), **extra}, temporary)
+        facts = {"config": asdict(network.config), "vertices": network.hand_model.vertex_count}
+        torch.save({**facts, "network": network.state_dict(), **extra}, temporary)
 
 
 def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
-    """Build the network that `save_network` wrote.
+    """Build the network that `save_network` wrote, which poses `hand_model` (None: the embedded one).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not such a checkpoint, or its keys do not fit.
+        ValueError: the file is not such a checkpoint, its keys do not fit, or it was trained on another hand model.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -114,4 +115,15 @@ def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandR
         network.load_state_dict(stored["network"])
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError, struct.error) as error:
         raise ValueError(f"{path} is not a hand network checkpoint: {error}") from error
+    check_hand_model(network, stored.get("vertices"), path)
     return network
+
+
+def check_hand_model(network: HandRegressor, vertices: int | None, path: Path) -> None:
+    """Raise ValueError if a file says that it was trained for a hand model of another number of vertices."""
+    found = network.hand_model.vertex_count
+    if vertices not in (None, found):
+        raise ValueError(
+            f"{path} was trained on a hand model of {vertices} vertices, but this one has {found}: give the file of "
+            "the model that it was trained on (--hand-model, or hand_model=)"
+        )

@@ -1,0 +1,197 @@
+"""Predictions for FreiHAND's evaluation split in the official form: joints and vertices in the camera, in metres."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.assets import HandModelArrays
+from handmesh.atomic import written_whole
+from handmesh.crop import CROP_SCALE
+from handmesh.datasets.freihand_files import FreiHandSplit
+from handmesh.estimator import HandMeshEstimator
+from handmesh.evaluation.freihand_score import Frames
+from handmesh.records import Camera, Side, box_of_points
+from handmesh.skeleton import KEYPOINTS
+
+Boxes = Literal["labels", "image", "detector"]
+"""Where crops come from: the labelled keypoints' tight box, the whole published image (itself a crop), the detector."""
+
+CONSTANT_DEPTH_M = 0.7
+"""How far FreiHAND's hands stand on average: its README gives 70.8 cm as the error of predicting zeros."""
+
+_BONE = (KEYPOINTS.index("middle1"), KEYPOINTS.index("middle2"))  # whose length FreiHAND gives away as `scale`
+_DIGITS = 7  # of a metre's fraction that are written
+
+Array = NDArray[np.float64]
+Watch = Callable[[Iterable[int]], Iterable[int]]
+Hands = Callable[[Sequence[int]], Frames]
+"""Gives the hands of some frames, by number."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at a frame: the crop enlarged by `zoom`, the camera rolled by `roll_deg` (x towards y)."""
+
+    zoom: float = 1.0
+    roll_deg: float = 0.0
+
+
+ONE_VIEW = (View(),)
+TEST_TIME_VIEWS = (View(), View(zoom=0.88), View(zoom=1.12), View(roll_deg=-20.0), View(roll_deg=20.0))
+"""Test-time augmentation: the mean of these five. A mode of its own, never the real-time number."""
+
+
+@dataclass
+class NetworkHands:
+    """The right hand of each frame as an estimator sees it, the mean over `views`.
+
+    `known_scale` resizes hands, and their distance with them, to the bone length that FreiHAND gives away with the
+    images (`evaluation_scale.json`): also a mode of its own. `without_detection` counts frames in which the detector
+    found nothing and the whole image was taken. Raises ValueError if the split lacks what a mode needs.
+    """
+
+    estimator: HandMeshEstimator
+    files: FreiHandSplit
+    boxes: Boxes = "labels"
+    views: Sequence[View] = ONE_VIEW
+    known_scale: bool = False
+    without_detection: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.boxes == "labels" and self.files.joints is None:
+            raise ValueError(f"{self.files.root} has no evaluation_xyz.json to take boxes from: use boxes 'image'")
+        if self.known_scale and self.files.scale is None:
+            raise ValueError(f"{self.files.root} has no evaluation_scale.json")
+
+    def __call__(self, numbers: Sequence[int]) -> Frames:
+        images = [self.files.image(number) for number in numbers]
+        cameras = [
+            camera_of(self.files.intrinsics[number], image) for number, image in zip(numbers, images, strict=True)
+        ]
+        boxes = [self._box(number, image) for number, image in zip(numbers, images, strict=True)]
+        seen = [self._look(images, boxes, cameras, view) for view in self.views]
+        joints, vertices = (np.mean([getattr(one, name) for one in seen], 0) for name in ("joints", "vertices"))
+        if self.known_scale:
+            assert self.files.scale is not None
+            bone = np.linalg.norm(joints[:, _BONE[1]] - joints[:, _BONE[0]], axis=-1)
+            factor = (self.files.scale[list(numbers)] / bone)[:, None, None]
+            joints, vertices = joints * factor, vertices * factor  # about the camera: the picture stays the same
+        return Frames(joints, vertices)
+
+    def _box(self, number: int, image: NDArray[np.uint8]) -> Array:
+        height, width = image.shape[:2]
+        middle = np.array([width - 1, height - 1]) / 2
+        whole = np.concatenate(
+            [middle - max(height, width) / 2 / CROP_SCALE, middle + max(height, width) / 2 / CROP_SCALE]
+        )
+        if self.boxes == "image":
+            return whole
+        if self.boxes == "detector":
+            found = self.estimator.detect(image)
+            self.without_detection += not found
+            return max(found, key=lambda one: one.score).box if found else whole
+        assert self.files.joints is not None
+        points = self.files.joints[number] @ self.files.intrinsics[number].T
+        return box_of_points(points[:, :2] / points[:, 2:])
+
+    def _look(
+        self, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Array], cameras: Sequence[Camera], view: View
+    ) -> Frames:
+        """Hands in the true camera, of one view of it."""
+        angle = np.radians(view.roll_deg)
+        cos, sin = np.cos(angle), np.sin(angle)
+        R_rolled_cam = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        frames, rolled_boxes = [], []
+        for image, box, camera in zip(images, boxes, cameras, strict=True):
+            to_rolled = camera.matrix @ R_rolled_cam @ np.linalg.inv(camera.matrix)
+            middle = to_rolled @ [*(box[:2] + box[2:]) / 2, 1.0]
+            half = (box[2:] - box[:2]) / 2 * view.zoom
+            rolled_boxes.append(np.concatenate([middle[:2] - half, middle[:2] + half])[None])
+            height, width = image.shape[:2]
+            frames.append(cv2.warpPerspective(image, to_rolled, (width, height)) if view.roll_deg else image)
+        sides: list[list[Side | None]] = [["right"]] * len(frames)
+        hands = self.estimator.batch(frames, rolled_boxes, sides, cameras)
+        joints = np.stack([hand.joints.astype(np.float64) + hand.translation for (hand,) in hands])
+        vertices = np.stack([hand.vertices.astype(np.float64) + hand.translation for (hand,) in hands])
+        return Frames(joints @ R_rolled_cam, vertices @ R_rolled_cam)
+
+
+def constant_hand(hand_model: HandModelArrays) -> Hands:
+    """The floor of sanity: the hand model's mean pose and mean shape, ahead of the camera, whatever the picture."""
+    import torch
+
+    from handmesh.model.hand_model import HandModel
+    from handmesh.model.rotations import rotvec_to_rotmat
+
+    pose = np.concatenate([np.zeros(3), hand_model.hands_mean.astype(np.float64)]).reshape(1, 16, 3)
+    with torch.no_grad():
+        hand = HandModel(hand_model, torch.float64)(
+            rotvec_to_rotmat(torch.from_numpy(pose)), torch.zeros(1, 10).double()
+        )
+    ahead = np.array([0.0, 0.0, CONSTANT_DEPTH_M])
+    joints, vertices = ((points - hand.keypoints[:, :1]).numpy() + ahead for points in (hand.keypoints, hand.vertices))
+    return lambda numbers: Frames(np.repeat(joints, len(numbers), 0), np.repeat(vertices, len(numbers), 0))
+
+
+def camera_of(intrinsics: Array, image: NDArray[np.uint8]) -> Camera:
+    """The camera of intrinsics K (3, 3) and an image of its size."""
+    height, width = image.shape[:2]
+    return Camera(intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2], width, height)
+
+
+def predict(
+    hands: Hands, count: int, output: Path, run: dict[str, Any], *, batch: int = 32, watch: Watch = iter
+) -> Frames:
+    """Predict frames 0 to `count` - 1 and write them to `output`, whole or not at all; returns them as written.
+
+    Every batch is kept in the folder `{output}.parts` until then: an interrupted run goes on where it was. `run` says
+    in plain values what is predicted with what; `watch` passes the batches' first frames on, to show progress.
+
+    Raises ValueError if the kept parts are another run's.
+    """
+    parts = output.with_name(output.name + ".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    _check_same_run(parts / "run.json", {**run, "count": count, "batch": batch})
+    stored = []
+    for start in watch(range(0, count, batch)):
+        part = parts / f"{start:08d}.npz"
+        if not part.is_file():
+            found = hands(range(start, min(start + batch, count)))
+            with written_whole(part) as temporary:
+                np.savez(temporary, allow_pickle=False, joints=found.joints, vertices=found.vertices)
+        with np.load(part) as arrays:
+            stored.append(Frames(np.round(arrays["joints"], _DIGITS), np.round(arrays["vertices"], _DIGITS)))
+    frames = Frames(*(np.concatenate([getattr(one, name) for one in stored]) for name in ("joints", "vertices")))
+    write_prediction(output, frames)
+    shutil.rmtree(parts)
+    return frames
+
+
+def write_prediction(path: Path, frames: Frames) -> None:
+    """The official file: ``[[joints of each frame], [vertices of each frame]]``."""
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for opening, points in (("[[", frames.joints), ("],[", frames.vertices)):
+            file.write(opening)
+            for number, frame in enumerate(points):
+                file.write(("," if number else "") + json.dumps(np.round(frame, _DIGITS).tolist()))
+        file.write("]]")
+
+
+def _check_same_run(path: Path, run: dict[str, Any]) -> None:
+    text = json.dumps(run, indent=1, sort_keys=True)
+    if not path.is_file():
+        with written_whole(path) as temporary:
+            temporary.write_text(text)
+    elif path.read_text() != text:
+        raise ValueError(
+            f"{path.parent} holds parts of another run: {path.read_text()}\nChoose another output or delete that folder"
+        )
