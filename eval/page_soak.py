@@ -18,7 +18,7 @@ from handmesh.evaluation.report import write_result
 def main() -> None:
     """Measure, write and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=140.0, help="with 20 to warm up (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=130.0, help="with 10 to warm up (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

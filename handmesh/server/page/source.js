@@ -81,7 +81,7 @@ export function draw(canvas, image, longest = FRAME_PX) {
   const scale = Math.min(1, longest / Math.max(width, height));
   const [w, h] = [Math.max(1, Math.round(scale * width)), Math.max(1, Math.round(scale * height))];
   if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
-  canvas.getContext('2d').drawImage(image, 0, 0, w, h);
+  canvas.getContext('2d', { willReadFrequently: true }).drawImage(image, 0, 0, w, h);
 }
 
 /** The canvas as JPEG. */
