@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +226,8 @@ def render_scene(studio: Studio, scene: Scene, hands: list[tuple[Array, Array, A
         yield noisy.clip(0, 255).astype(np.uint8)
 
 
-def render_clips(folder: Path, names: Sequence[str] | None = None) -> Iterator[str]:
-    """Write the scenes' clips and truths, telling each name when it is done.
+def render_clips(folder: Path, names: Sequence[str] | None = None, variant: int = 0) -> Iterator[str]:
+    """Write the scenes' clips and truths, telling each name when it is done; variants are of other people and gestures.
 
     Raises ``ValueError`` for a name that no scene has.
     """
@@ -238,6 +238,7 @@ def render_clips(folder: Path, names: Sequence[str] | None = None) -> Iterator[s
     arrays = load_hand_model()
     studio, model = Studio(arrays, [], size=CAMERA.width), HandModel(arrays)
     for scene in SCENES if names is None else [known[name] for name in names]:
+        scene = replace(scene, seed=scene.seed + 100 * variant)
         studio.wear(casual_skin(studio, scene.seed))
         hands = perform(studio, model, scene)
         joints = np.stack([keypoints for _, keypoints, _ in hands], 1)  # (T, 2, 21, 3)
@@ -264,8 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--scene", action="append", choices=[scene.name for scene in SCENES], help="only this (again: more)"
     )
+    parser.add_argument("--variant", type=int, default=0, help="other people, rooms and gestures (%(default)s)")
     options = parser.parse_args(arguments)
-    for _ in render_clips(options.folder, options.scene):
+    for _ in render_clips(options.folder, options.scene, options.variant):
         pass
 
 
