@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_image_options(commands.add_parser("image", help="draw the hands of pictures"), ())
     _add_video_options(commands.add_parser("video", help="draw the hands of a video"))
     _add_webcam_options(commands.add_parser("webcam", help="draw hands live, from a camera or a clip"))
+    _add_calibrate_options(
+        commands.add_parser(
+            "calibrate", help="find a camera's intrinsics with a printed board (writes a --camera file)"
+        )
+    )
     _add_serve_options(commands.add_parser("serve", help="a web page and streams of hands (needs the web extra)"))
     groups: dict[tuple[str, ...], Any] = {(): commands}
     for words, (_, purpose) in TRAIN_COMMANDS.items():
@@ -191,6 +196,23 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-hands", type=_positive, default=2, metavar="N", help="of a stream (%(default)s)")
     _add_common_options(parser)
     parser.set_defaults(run=_serve)
+
+
+def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", metavar="FILE|FOLDER|INDEX", help="a video, pictures or a camera")
+    parser.add_argument("--out", type=Path, default=Path("camera.yaml"), metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--board",
+        default="9x6",
+        metavar="COLUMNSxROWS",
+        help="inner corners of a checkerboard, or squares of a ChArUco board (%(default)s)",
+    )
+    parser.add_argument("--square-mm", type=float, required=True, metavar="MM", help="side of a square, as printed")
+    parser.add_argument("--marker-mm", type=float, metavar="MM", help="side of a marker: the board is a ChArUco board")
+    parser.add_argument("--dictionary", default="DICT_5X5_100", metavar="NAME", help="of ChArUco markers (%(default)s)")
+    parser.add_argument("--views", type=_positive, default=20, metavar="N", help="stop after N views (%(default)s)")
+    parser.add_argument("--draw", type=Path, metavar="PICTURE", help="write the board as a picture to print instead")
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -498,6 +520,45 @@ def _server_source(options: argparse.Namespace, engine: Engine) -> ServerSource 
         name = source.name
     osc = None if options.osc is None else OscSender(*parse_address(options.osc))
     return ServerSource(engine, name, lambda: open_source(options.source), osc=osc)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from handmesh.calibrate import Board, calibrate
+    from handmesh.intrinsics import save_camera
+    from handmesh.video import open_source, write_picture
+
+    columns, _, rows = options.board.lower().partition("x")
+    if not (columns.isdecimal() and rows.isdecimal()):
+        raise ValueError(f"--board must be COLUMNSxROWS such as 9x6, not {options.board!r}")
+    marker_m = 1e-3 * (options.marker_mm or 0.0)
+    kind = "charuco" if options.marker_mm else "checkerboard"
+    board = Board(kind, int(columns), int(rows), 1e-3 * options.square_mm, marker_m, options.dictionary)
+    if options.draw is not None:
+        write_picture(options.draw, board.draw())
+        print(f"wrote {options.draw}: print it, glue it to something flat and measure a square")
+        return 0
+    if options.source is None:
+        raise ValueError("name a camera, a video or a folder of pictures that show the board (or --draw one to print)")
+    with open_source(options.source) as source:
+        if source.live:
+            print("show the board tilted, near and far, and in the picture's corners")
+        found = calibrate(
+            (frame for frame, _ in source),
+            board,
+            views=options.views,
+            on_view=(lambda count: print(f"view {count} of {options.views}")) if source.live else None,
+        )
+    facts: dict[str, float | str] = {"rms_px": found.rms_px, "views": float(found.views), "board": options.board}
+    save_camera(options.out, found.camera, facts)
+    camera = found.camera
+    print(
+        f"{found.views} views, error {found.rms_px:.2f} px: focal lengths {camera.fx:.1f} and {camera.fy:.1f} px, "
+        f"centre {camera.cx:.1f}, {camera.cy:.1f} px of {camera.width} x {camera.height}"
+    )
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    print(f"wrote {options.out}; use it with --camera {options.out}")
+    return 0
 
 
 def _open_live_source(spec: str | None) -> FrameSource:

@@ -29,6 +29,7 @@ LAYERS = {
     "distortion": 0,
     "placement": 2,
     "intrinsics": 2,
+    "calibrate": 2,
     "keypoints": 2,
     "kinematics": 2,
     "runtime": 2,
