@@ -123,8 +123,8 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
-        help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4); with several videos, the folder for them",
+        metavar="FILE|FOLDER",
+        help=f"the drawn .mp4 ({OUT}/NAME_hands.mp4), or a folder for it, or for those of several videos",
     )
     parser.add_argument(
         "--save",
@@ -241,6 +241,8 @@ def _report_errors(run: Callable[[], int]) -> int:
     try:
         return run()
     except (OSError, ValueError, CameraLostError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and _is_ours(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -249,17 +251,22 @@ def _report_errors(run: Callable[[], int]) -> int:
 
 
 def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
-    try:
-        run = import_module(module).main
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "handmesh":
-            raise
-        print(
-            f"error: to {purpose}, install the train extra: pip install 'handmesh[train]' ({error.name} is missing)",
-            file=sys.stderr,
-        )
-        return 1
-    return _report_errors(lambda: run(list(arguments)) or 0)
+    def run() -> int:
+        try:
+            return import_module(module).main(list(arguments)) or 0
+        except ModuleNotFoundError as error:
+            if not str(error).startswith("No module named") or _is_ours(error):
+                raise
+            raise ModuleNotFoundError(
+                f"to {purpose}, install the train extra: pip install 'handmesh[train]' ({error.name} is missing)"
+            ) from error
+
+    return _report_errors(run)
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    """Whether it is a part of handmesh that is missing, and not a package that a user could install."""
+    return error.name is not None and error.name.split(".")[0] == "handmesh"
 
 
 def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
@@ -308,7 +315,7 @@ def _image(options: argparse.Namespace) -> int:
             save = save.with_name(f"{stem}_{save.name}")
         try:
             hands = annotate_picture(estimator, picture, output, Overlay(skeleton=True), save)
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
@@ -325,7 +332,9 @@ def _video(options: argparse.Namespace) -> int:
         return _job(options, "video", videos)
     tracker = _tracker(options)
     if len(videos) == 1:
-        output = options.out or OUT / f"{videos[0].stem}_hands.mp4"
+        output = options.out or OUT
+        if not output.suffix:
+            output = output / f"{videos[0].stem}_hands.mp4"
         return _draw_video(tracker, videos[0], output, options.save, options)
     failed = 0
     for video, stem in zip(videos, _stems(videos), strict=True):
@@ -334,7 +343,7 @@ def _video(options: argparse.Namespace) -> int:
             save = save.with_name(f"{stem}_{save.name}") if save.suffix else save / stem
         try:
             _draw_video(tracker, video, (options.out or OUT) / f"{stem}_hands.mp4", save, options)
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
@@ -483,7 +492,7 @@ def _serve(options: argparse.Namespace) -> int:
         from handmesh.server.engine import Engine
         from handmesh.server.serve import Certificate, bind, page_url, run
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "handmesh":
+        if _is_ours(error):
             raise
         raise ModuleNotFoundError(
             f"to serve, install the web extra: pip install 'handmesh[web]' ({error.name} is missing)"

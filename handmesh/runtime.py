@@ -92,8 +92,8 @@ def load_graph(
     other runtimes it is part of the file.
 
     Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is empty, truncated, damaged (naming its
-    SHA-256), of another kind or has no int8 twin, or if there is no such device, and ``ImportError`` if the runtime is
-    not installed.
+    SHA-256), of another kind or has no int8 twin, or if there is no such device, and ``ModuleNotFoundError`` if the
+    runtime is not installed.
     """
     if runtime not in get_args(Runtime):
         raise ValueError(f"runtime must be one of {', '.join(get_args(Runtime))}, not {runtime!r}")
@@ -174,7 +174,9 @@ def _open_openvino(path: Path, threads: int, precision: Precision, device: str) 
     try:
         import openvino
     except ImportError as error:
-        raise ImportError("runtime='openvino' needs the openvino package: pip install 'handmesh[openvino]'") from error
+        raise ModuleNotFoundError(
+            "runtime='openvino' needs the openvino package: pip install 'handmesh[openvino]'"
+        ) from error
     core = openvino.Core()
     kinds = {name.split(".")[0] for name in core.available_devices}
     if device.upper() not in kinds:
@@ -209,7 +211,7 @@ def _open_torch(path: Path, threads: int, device: str, hand_model: HandModelArra
 
         from handmesh.model.deploy import HAND_OUTPUTS, DeployedHand, load_torch_network
     except ImportError as error:
-        raise ImportError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
+        raise ModuleNotFoundError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
     torch.set_num_threads(threads)
     network = load_torch_network(path, hand_model)
     try:

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,9 +112,19 @@ def read_picture(path: str | os.PathLike[str]) -> Frame:
 
 def decode_picture(data: bytes, name: str) -> Frame:
     """The bytes of a picture file as `read_picture` gives it. Raises ValueError that names it by ``name``."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if not data:
+        raise ValueError(f"{name} cannot be read as a picture: it is empty")
+    with _quiet_opencv:
+        try:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise ValueError(
+                f"{name} cannot be read as a picture: it is larger than OpenCV allows, or damaged ({error.err})"
+            ) from error
     if picture is None:
-        raise ValueError(f"{name} cannot be read as a picture (known: {', '.join(IMAGE_SUFFIXES)}); is it damaged?")
+        known = Path(name).suffix.lower() in IMAGE_SUFFIXES
+        advice = "is it damaged?" if known else f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+        raise ValueError(f"{name} cannot be read as a picture: {advice}")
     return _rgb(picture)
 
 
@@ -166,12 +176,15 @@ class VideoFileSource(FrameSource):
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"there is no video {path}")
-        with _quiet_opencv():
+        self._reading = threading.Lock()  # letting a file go while another thread reads it ends the program
+        with _quiet_opencv:
             self._capture = cv2.VideoCapture(str(path))
             done, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not done:
             self._capture.release()
-            raise ValueError(f"{path} cannot be read as a video: not a single frame of it can be decoded")
+            raise ValueError(
+                f"{path} cannot be read as a video: not a single frame of it can be decoded; is it damaged or cut off?"
+            )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         usable = np.isfinite(fps) and 0 < fps <= 1000
@@ -183,13 +196,15 @@ class VideoFileSource(FrameSource):
         while frame is not None:
             yield _rgb(frame), number / self.fps
             number += 1
-            done, frame = self._capture.read()
+            with self._reading:
+                done, frame = self._capture.read()
             frame = frame if done else None
         if self.frame_count is not None and number < self.frame_count:
             _log.warning("%s: read %d of the %d frames that it announces", self.name, number, self.frame_count)
 
     def close(self) -> None:
-        self._capture.release()
+        with self._reading:
+            self._capture.release()
 
 
 class CameraSource(FrameSource):
@@ -213,7 +228,7 @@ class CameraSource(FrameSource):
         pause_s: float = 0.1,
         timeout_s: float = 15.0,
     ) -> None:
-        with _quiet_opencv():
+        with _quiet_opencv:
             self._capture = open_capture(index)
             opened = self._capture.isOpened()
         if not opened:
@@ -322,7 +337,7 @@ class VideoWriter:
         self._size = (width + width % 2, height + height % 2)  # encoders want even sizes
         with ExitStack() as cleanup:
             temporary = cleanup.enter_context(written_whole(self.path))
-            with _quiet_opencv():
+            with _quiet_opencv:
                 writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size)
             cleanup.callback(writer.release)
             if not writer.isOpened():
@@ -357,12 +372,31 @@ def _rgb(frame: NDArray[Any]) -> Frame:
     return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB), np.uint8)
 
 
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what our own errors say better."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+class _QuietOpenCV:
+    """While a thread is in its ``with`` block, OpenCV does not print what our own errors say better.
+
+    FFmpeg, which OpenCV reads videos with, asks once in a program's life how much to print: nothing, unless the
+    variable OPENCV_FFMPEG_LOGLEVEL has been set.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._level = 0
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        with self._lock:
+            if self._inside == 0:
+                self._level = cv2.utils.logging.getLogLevel()
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                cv2.utils.logging.setLogLevel(self._level)
+
+
+_quiet_opencv = _QuietOpenCV()

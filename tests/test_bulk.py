@@ -306,7 +306,7 @@ def test_a_job_survives_bad_files_and_dying_workers_and_names_them(tmp_path, pic
     assert (report.files, report.found_done, report.frames, report.hands) == (10, 0, 8, 8)
     assert {Path(entry.path).name: str(entry.error).split(",")[0] for entry in report.failed} == {
         "killer.png": "the worker that read it died: its decoder crashed",
-        "broken.png": f"{tmp_path}/broken.png cannot be read as a picture (known: .jpg",
+        "broken.png": f"{tmp_path}/broken.png cannot be read as a picture: is it damaged?",
     }
     assert sorted(read_index(tmp_path / "out"), key=lambda entry: files.index(entry.path))[0].hands == 1
     assert [entry.path for entry in read_index(tmp_path / "out")] == sorted(files)
@@ -490,7 +490,7 @@ def test_a_job_on_a_cluster_of_two_goes_on_and_survives_what_kills_workers(clust
     assert (report.files, report.found_done, report.frames) == (10, 3, 5)
     assert {Path(entry.path).name: str(entry.error).split(":")[0] for entry in report.failed} == {
         "killer.png": "the worker that read it died",
-        "broken.png": f"{bad[1]} cannot be read as a picture (known",
+        "broken.png": f"{bad[1]} cannot be read as a picture",
     }
     assert [entry.path for entry in read_index(out)] == sorted([*pictures, *bad])
     assert len(list(Path(str(task.hand_model)).parent.glob("node-*"))) == 2

@@ -8,18 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import graphs
 import numpy as np
 import pytest
 
-from handmesh import cli, live, video
+from handmesh import annotate, cli, live, video
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator
 from handmesh.intrinsics import save_camera
 from handmesh.live import LiveSession
 from handmesh.records import Camera
+from handmesh.runtime import load_graph
 from handmesh.tracker import HandTracker
 from handmesh.video import CameraLostError, FrameSource, VideoWriter, open_source, read_picture, write_picture
 
@@ -120,6 +122,28 @@ def test_video_is_annotated_and_counted(workplace, clip, capsys):
     assert content["hands"][0]["track_id"] == 0
 
 
+def test_one_video_can_go_into_a_folder(workplace, clip):
+    assert main(["video", str(clip), "--out", "drawn", "--max-frames", "2"]) == 0
+    assert [path.name for path in (workplace / "drawn").iterdir()] == ["clip_hands.mp4"]
+
+
+def test_image_goes_on_after_a_picture_that_may_not_be_read(workplace, monkeypatch, capsys):
+    write_picture("a.png", hand_frame())
+    write_picture("b.png", hand_frame())
+    read = annotate.read_picture
+
+    def forbidden(path):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(annotate, "read_picture", forbidden)
+    assert main(["image", "a.png", "b.png"]) == 1
+    captured = capsys.readouterr()
+    assert "Permission denied: 'a.png'" in captured.err
+    assert "b.png: right hand" in captured.out
+
+
 def test_video_stops_after_max_frames_and_takes_a_folder(workplace):
     for number in range(6):
         write_picture(workplace / "shots" / f"{number}.png", hand_frame(number))
@@ -207,6 +231,39 @@ def test_training_commands_without_their_extra_say_what_to_install(monkeypatch, 
     for command in (["train", "--run", "x"], ["data", "synthesize", "x"]):
         assert main(command) == 1
         assert "pip install 'handmesh[train]' (torch is missing)" in capsys.readouterr().err
+
+
+def test_packages_missing_while_a_command_runs_are_named_with_their_extra(monkeypatch, capsys):
+    def main_without_tqdm(_):
+        raise ModuleNotFoundError("No module named 'tqdm'", name="tqdm")
+
+    monkeypatch.setattr(cli, "import_module", lambda _: SimpleNamespace(main=main_without_tqdm))
+    assert main(["data", "synthesize", "x"]) == 1
+    assert "pip install 'handmesh[train]' (tqdm is missing)" in capsys.readouterr().err
+
+
+def test_a_missing_part_of_handmesh_itself_is_no_users_mistake(monkeypatch):
+    def without_a_part(_):
+        raise ModuleNotFoundError("No module named 'handmesh.lost'", name="handmesh.lost")
+
+    monkeypatch.setattr(cli, "import_module", without_a_part)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train", "--out", "x"])
+
+
+@pytest.mark.parametrize(
+    ("runtime", "package", "extra"), [("openvino", "openvino", "openvino"), ("torch", "torch", "train")]
+)
+def test_a_runtime_that_is_not_installed_is_one_line(monkeypatch, capsys, runtime, package, extra):
+    monkeypatch.setattr(
+        HandMeshEstimator, "from_pretrained", lambda *_, **__: load_graph("fast", "hand", runtime=runtime)
+    )
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["image", "photo.png", "--runtime", runtime]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: runtime='{runtime}' needs")
+    assert f"pip install 'handmesh[{extra}]'" in said
+    assert said.count("\n") == 1
 
 
 def test_importing_the_command_line_loads_nothing_heavy():

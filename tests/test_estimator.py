@@ -308,37 +308,14 @@ def test_threshold_must_be_a_probability(make_estimator):
 # --- opening
 
 
-@pytest.fixture
-def hand_model_file(stub_folder, tmp_path):
-    """A hand model whose faces are the stub's, in MANO's layout."""
-    from handmesh.assets import HandModelArrays, save_hand_model
-    from handmesh.skeleton import MANO_PARENTS
-
-    n = len(graphs.VERTICES)
-    model = HandModelArrays(
-        v_template=graphs.VERTICES,
-        shapedirs=np.zeros((n, 3, 10)),
-        posedirs=np.zeros((n, 3, 135)),
-        J_regressor=np.full((16, n), 1 / n),
-        weights=np.full((n, 16), 1 / 16),
-        parents=np.array(MANO_PARENTS),
-        faces=graphs.FACES,
-        hands_components=np.eye(45),
-        hands_mean=np.zeros(45),
-        fingertips=np.arange(5),
-    )
-    save_hand_model(tmp_path / "stub.npz", model)
-    return tmp_path / "stub.npz"
-
-
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_opening_from_own_files(stub_folder, hand_model_file, frame, estimator, runtime):
+def test_opening_from_own_files(stub_folder, stub_hand_model, frame, estimator, runtime):
     opened = HandMeshEstimator.from_pretrained(
         stub_folder / "hand.onnx",
         runtime=runtime,
         threads=1,
         detector=stub_folder / "detector.onnx",
-        hand_model=hand_model_file,
+        hand_model=stub_hand_model,
         pose_graph=stub_folder / "pose.onnx",
     )
     for hand, expected in zip(opened(frame), estimator(frame), strict=True):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
 import threading
 import time
+import zlib
 
 import cv2
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 
 from handmesh import video
 from handmesh.video import (
+    SAMPLE_CLIP,
     CameraLostError,
     CameraSource,
     VideoWriter,
@@ -109,6 +114,88 @@ def test_files_that_are_no_video_or_picture_say_so(tmp_path, content):
         open_source(tmp_path / "bad.jpg") as source,
     ):
         list(source)
+
+
+def test_a_picture_beyond_what_opencv_allows_is_refused_by_name(tmp_path):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "giant.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(ValueError, match=r"giant\.png .* larger than OpenCV allows"):
+        read_picture(path)
+
+
+def test_a_file_of_another_kind_is_to_be_converted(tmp_path):
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ValueError, match=r"photo\.heic .* convert it to one of \.jpg"):
+        read_picture(tmp_path / "photo.heic")
+
+
+def test_refusing_a_file_prints_nothing_else(tmp_path):
+    """What OpenCV and FFmpeg print by themselves is nothing that a user could act on."""
+    (tmp_path / "cut.mp4").write_bytes(SAMPLE_CLIP.read_bytes()[:9000])
+    (tmp_path / "deep.tiff").write_bytes(cv2.imencode(".tiff", np.zeros((9, 9, 3), np.float32))[1].tobytes())
+    code = """
+import sys
+from handmesh.video import open_source
+for name in ("cut.mp4", "deep.tiff"):
+    try:
+        list(open_source(f"{sys.argv[1]}/{name}"))
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert [line.split(" cannot")[0] for line in done.stdout.splitlines()] == [
+        f"{tmp_path}/cut.mp4",
+        f"{tmp_path}/deep.tiff",
+    ]
+
+
+def test_opencv_is_as_loud_as_before_when_threads_have_opened_files(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    level = cv2.utils.logging.getLogLevel()
+
+    def refuse() -> None:
+        for _ in range(20):
+            with pytest.raises(ValueError, match="is it damaged"):
+                read_picture(tmp_path / "bad.png")
+
+    threads = [threading.Thread(target=refuse) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cv2.utils.logging.getLogLevel() == level
+
+
+def test_a_video_is_let_go_only_when_the_frame_that_is_being_read_has_come(tmp_path):
+    source = open_source(SAMPLE_CLIP)
+    reading, events = threading.Event(), []
+
+    class SlowCapture:
+        def read(self):
+            reading.set()
+            time.sleep(0.1)
+            events.append("read")
+            return False, None
+
+        def release(self):
+            events.append("released")
+
+    source._capture.release()
+    source._capture = SlowCapture()
+    reader = threading.Thread(target=lambda: list(source))
+    reader.start()
+    reading.wait()
+    source.close()
+    reader.join()
+    assert events == ["read", "released"]
 
 
 def test_a_truncated_video_without_its_index_is_refused(tmp_path):
