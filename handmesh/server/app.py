@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import tempfile
-import zipfile
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response, WebSocket
@@ -21,32 +18,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
 import handmesh
-from handmesh.assets import HandModelArrays
-from handmesh.clip import Clip
-from handmesh.clip_export import export_clip
-from handmesh.export import WRITERS, export_hands
 from handmesh.records import Camera
 from handmesh.server.access import SUBPROTOCOL, Access, Gate
 from handmesh.server.engine import Engine
+from handmesh.server.files import MEDIA_TYPES, ExportFormat, HandsFormat, write_file
 from handmesh.server.pictures import read_picture_bytes
 from handmesh.server.source import ServerSource, Viewer
 from handmesh.server.stream import Limits, Stream, greeting
-from handmesh.server.wire import HandFrame, decode_all, encode, frame_to_json, without_mesh
+from handmesh.server.wire import HandFrame, decode_all, encode, without_mesh
 
 PAGE = Path(__file__).parent / "page"
-
-MEDIA_TYPES = {
-    "json": "application/json",
-    "glb": "model/gltf-binary",
-    "obj": "model/obj",
-    "ply": "application/octet-stream",
-    "npz": "application/octet-stream",
-    "bvh": "text/plain",
-    "zip": "application/zip",
-    "binary": "application/octet-stream",
-}
-ExportFormat = Literal["json", "glb", "bvh", "npz", "obj", "ply"]
-HandsFormat = Literal["json", "glb", "obj", "ply", "npz", "binary"]
 
 T = TypeVar("T")
 
@@ -57,11 +38,11 @@ router = APIRouter(prefix="/v1")
 
 
 class Service:
-    """What the routes share: the engine, the server's own source, limits, and how many streams are open."""
+    """What the routes share: the engine, the server's own source, limits, and how much is going on."""
 
     def __init__(self, engine: Engine, source: ServerSource | None, limits: Limits) -> None:
         self.engine, self.source, self.limits = engine, source, limits
-        self.streams = 0
+        self.streams = self.exports = 0
 
     async def close(self) -> None:
         """Let the source and the engine's thread go."""
@@ -126,9 +107,7 @@ async def info(request: Request) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": "A JPEG or PNG, as it is.",
-            "content": {
-                kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png")
-            },
+            "content": {"image/jpeg": _BYTES, "image/png": _BYTES},
         }
     },
     responses={
@@ -163,7 +142,7 @@ async def hands(
         found = service.engine.estimator(picture, camera=camera)
         if format == "binary":
             return encode(HandFrame(found if mesh else [without_mesh(hand) for hand in found], camera, 0.0)), format
-        return _file([HandFrame(found, camera, 0.0)], format, mesh=mesh)
+        return write_file([HandFrame(found, camera, 0.0)], format, mesh=mesh)
 
     content, kind = await _or_refuse(service.engine.run(work))
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
@@ -184,6 +163,7 @@ async def hands(
         404: {"description": "There is no hand in the recording."},
         413: {"description": "The recording has too many bytes."},
         422: {"description": "The recording is damaged, or the format does not fit it."},
+        503: {"description": "Too many recordings are being written."},
     },
 )
 async def export(
@@ -194,10 +174,19 @@ async def export(
     service: Service = request.app.state.service
     data = await read_body(request, service.limits.export_bytes)
 
-    def work() -> tuple[bytes, str]:
-        return _file(list(decode_all(data, service.engine.faces)), format, model=service.engine.estimator.hand_model)
+    if service.exports >= service.limits.exports:
+        raise HTTPException(503, "other recordings are being written: try again in a moment", {"Retry-After": "2"})
 
-    content, kind = await _or_refuse(asyncio.to_thread(work))
+    def work() -> tuple[bytes, str]:
+        return write_file(
+            list(decode_all(data, service.engine.faces)), format, model=service.engine.estimator.hand_model
+        )
+
+    service.exports += 1
+    try:
+        content, kind = await _or_refuse(asyncio.to_thread(work))
+    finally:
+        service.exports -= 1
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
 
 
@@ -257,42 +246,6 @@ def _camera(intrinsics: Sequence[float | None], picture: np.ndarray) -> Camera |
     if len(given) < 4:
         raise ValueError("give all four of fx, fy, cx and cy, or none")
     return Camera(*given, width=picture.shape[1], height=picture.shape[0])
-
-
-def _file(
-    frames: Sequence[HandFrame], kind: str, *, model: HandModelArrays | None = None, mesh: bool = True
-) -> tuple[bytes, str]:
-    """The bytes of a file of one frame's or a clip's hands, and its suffix: that of ``kind``, or zip for several."""
-    if len(frames) == 1 and kind == "json":
-        return json.dumps(frame_to_json(frames[0], mesh=mesh), separators=(",", ":")).encode(), kind
-    if not any(frame.hands for frame in frames):
-        raise LookupError(
-            "there is no hand in the picture" if len(frames) == 1 else "there is no hand in the recording"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"hands.{kind}"
-        if len(frames) == 1 and path.suffix in WRITERS:
-            export_hands(frames[0].hands, path)
-            written = [path]
-        else:
-            written = export_clip(_clip(frames), path, model)
-        if len(written) == 1:
-            return written[0].read_bytes(), kind
-        archive = path.with_suffix(".zip")
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-            for file in written:
-                packed.write(file, file.name)
-        return archive.read_bytes(), "zip"
-
-
-def _clip(frames: Sequence[HandFrame]) -> Clip:
-    times_s = np.array([frame.time_s for frame in frames])
-    if (np.diff(times_s) <= 0).any():
-        raise ValueError("the times of a recording's frames must increase")
-    clip = Clip(fps=1.0 if len(times_s) == 1 else float(1 / np.median(np.diff(times_s))))
-    for frame in frames:
-        clip.add(frame.time_s - times_s[0], frame.hands)
-    return clip
 
 
 async def _or_refuse(work: Awaitable[T]) -> T:

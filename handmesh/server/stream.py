@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import struct
 import time
@@ -32,8 +31,6 @@ from handmesh.skeleton import KEYPOINT_BONES, KEYPOINTS
 from handmesh.smoothing import Smoothing
 from handmesh.tracker import HandTracker
 
-_log = logging.getLogger(__name__)
-
 Format = Literal["json", "binary"]
 _TIME = struct.Struct("<d")
 
@@ -49,6 +46,7 @@ class Limits:
         messages_per_s: of one stream; it is closed where they go on to be more.
         streams: open at once, of all clients.
         waiting: jobs that wait for the estimator, past which single pictures are refused.
+        exports: recordings that are written at once.
     """
 
     picture_bytes: int = 8_000_000
@@ -57,6 +55,7 @@ class Limits:
     messages_per_s: float = 120.0
     streams: int = 4
     waiting: int = 8
+    exports: int = 2
 
 
 @dataclass(frozen=True)
