@@ -25,6 +25,8 @@ Feed = Mapping[str, NDArray[Any]]
 Choose = Callable[[tuple[int, ...], int], bool]
 """(weight's shape (outputs, inputs a group, height, width), groups) -> compute this convolution in int8?"""
 
+_ACTIVATIONS = ("Relu", "Clip")  # a range of the int8 output is all that remains of them
+
 
 def mixes_channels(shape: tuple[int, ...], groups: int) -> bool:
     """Convolutions that are neither depthwise nor the first layer."""
@@ -51,7 +53,8 @@ def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Ch
     with tempfile.TemporaryDirectory() as folder:
         folded, quantised = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
-        layers = _layers(onnx.load(str(folded)), choose)
+        graph = onnx.load(str(folded)).graph
+        layers = _layers(graph, choose)
         if not layers:
             raise ValueError(f"{source} has no convolution that int8 would serve")
         quantize_static(
@@ -59,8 +62,8 @@ def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Ch
             quantised,
             _Feeds(feeds),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_quantize=layers,
+            op_types_to_quantize=["Conv", *_ACTIVATIONS, "Add"],
+            nodes_to_quantize=[*layers, *_between(graph, layers)],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -77,15 +80,27 @@ def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Ch
     return layers
 
 
-def _layers(model: onnx.ModelProto, choose: Choose) -> list[str]:
-    shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
+def _layers(graph: onnx.GraphProto, choose: Choose) -> list[str]:
+    shapes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
     layers = []
-    for node in model.graph.node:
+    for node in graph.node:
         if node.op_type == "Conv":
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
             if choose(shapes[node.input[1]], groups):
                 layers.append(node.name)
     return layers
+
+
+def _between(graph: onnx.GraphProto, layers: Sequence[str]) -> list[str]:
+    """Activations right after these layers, and sums of nothing but their results: no need to leave int8 for them."""
+    results = {output for node in graph.node if node.name in layers for output in node.output}
+    names = []
+    for node in graph.node:
+        follows = node.op_type in _ACTIVATIONS and node.input[0] in results
+        if follows or (node.op_type == "Add" and set(node.input) <= results):
+            names.append(node.name)
+            results |= set(node.output)
+    return names
 
 
 class _Feeds(CalibrationDataReader):

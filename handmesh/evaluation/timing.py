@@ -1,0 +1,46 @@
+"""Times taken fairly: several contenders in turns, the first turn thrown away, medians and percentiles of the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Runs = Callable[[int], list[float]]
+"""Run something so many times and say how many milliseconds each run took."""
+
+
+def repeated(run: Callable[[], object]) -> Runs:
+    """A contender that calls a function of this process."""
+
+    def runs(count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            before = time.perf_counter()
+            run()
+            times.append(1e3 * (time.perf_counter() - before))
+        return times
+
+    return runs
+
+
+def in_turns(contenders: Mapping[str, Runs], *, turns: int, runs: int) -> dict[str, list[float]]:
+    """Milliseconds of every contender: in each turn all run one after another, `runs` times each.
+
+    The first turn warms up and does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, contender in contenders.items():
+            taken = contender(runs)
+            if turn > 0:
+                times[name] += taken
+    return times
+
+
+def summary(times_ms: list[float]) -> dict[str, Any]:
+    """Median, percentiles and count of milliseconds."""
+    p10, median, p90, p99 = np.percentile(times_ms, [10, 50, 90, 99]).tolist()
+    return {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "p99_ms": p99, "runs": len(times_ms)}
