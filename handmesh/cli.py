@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 OUT = Path("out")
 
-#: Commands that need the `train` extra: words -> (module with a main(argv), what it does).
+#: Commands with a module of their own: words -> (module with a main(argv), what it does). All but `bench` need the
+#: `train` extra.
 TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("handmesh.training.command", "train a hand network"),
     ("export",): ("handmesh.model.deploy", "fold a trained network and write it as ONNX"),
     ("quantise",): ("handmesh.evaluation.quantisation", "make the int8 twin of exported weights and measure it"),
+    ("bench",): ("handmesh.evaluation.latency", "measure latency, memory and cold start on this machine"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
     ("data", "freihand"): ("handmesh.datasets.freihand_check", "check a copy of FreiHAND"),
 }
@@ -91,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         if group not in groups:
             parent = commands.add_parser(group[0], help="make and check training data (needs the train extra)")
             groups[group] = parent.add_subparsers(required=True, metavar="WHAT")
-        groups[group].add_parser(name, help=f"{purpose} (needs the train extra)", add_help=False)
+        needs = "" if words == ("bench",) else " (needs the train extra)"
+        groups[group].add_parser(name, help=purpose + needs, add_help=False)
     return parser
 
 

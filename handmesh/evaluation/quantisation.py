@@ -131,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibrate", type=int, default=128, help="pictures to fit ranges on (%(default)s)")
     parser.add_argument("--out", type=Path, help="result file, .json")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger().setLevel(logging.INFO)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the quantiser itself is talkative
+    logging.getLogger("handmesh").setLevel(logging.INFO)
 
     kind = registered_kind(args.folder, args.name)
     source, target = (args.folder / f"{args.name}{suffix}.onnx" for suffix in ("", INT8_SUFFIX))
