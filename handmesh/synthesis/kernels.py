@@ -9,6 +9,17 @@ from numba import njit
 SLACK = np.float32(1e-5)
 
 
+@njit(nogil=True, fastmath=True, inline="always")
+def _reach(ax, ay, bx, by, cx, cy, width, height):
+    """Twice a triangle's signed area, and the samples x0..x1, y0..y1 of the picture that it may cover."""
+    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    x0 = max(0, int(np.ceil(min(ax, bx, cx))))
+    x1 = min(width - 1, int(np.floor(max(ax, bx, cx))))
+    y0 = max(0, int(np.ceil(min(ay, by, cy))))
+    y1 = min(height - 1, int(np.floor(max(ay, by, cy))))
+    return area, x0, x1, y0, y1
+
+
 @njit(cache=True, nogil=True, fastmath=True)
 def rasterise(points, faces, depth, face_ids, weights, near):
     """Nearest triangle per sample; points are (x, y) in samples with integer centres and depth z > near."""
@@ -24,13 +35,9 @@ def rasterise(points, faces, depth, face_ids, weights, near):
         cx, cy, cz = points[ic, 0], points[ic, 1], points[ic, 2]
         if az < near or bz < near or cz < near:
             continue
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        area, x0, x1, y0, y1 = _reach(ax, ay, bx, by, cx, cy, width, height)
         if abs(area) < 1e-9:
             continue
-        x0 = max(0, int(np.ceil(min(ax, bx, cx))))
-        x1 = min(width - 1, int(np.floor(max(ax, bx, cx))))
-        y0 = max(0, int(np.ceil(min(ay, by, cy))))
-        y1 = min(height - 1, int(np.floor(max(ay, by, cy))))
         if x1 < x0 or y1 < y0:
             continue
         inverse = np.float32(1.0) / area
@@ -65,13 +72,9 @@ def rasterise_shadow(points, faces, depth):
         ax, ay = points[ia, 0], points[ia, 1]
         bx, by = points[ib, 0], points[ib, 1]
         cx, cy = points[ic, 0], points[ic, 1]
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        area, x0, x1, y0, y1 = _reach(ax, ay, bx, by, cx, cy, width, height)
         if abs(area) < 1e-9:
             continue
-        x0 = max(0, int(np.ceil(min(ax, bx, cx))))
-        x1 = min(width - 1, int(np.floor(max(ax, bx, cx))))
-        y0 = max(0, int(np.ceil(min(ay, by, cy))))
-        y1 = min(height - 1, int(np.floor(max(ay, by, cy))))
         inverse = np.float32(1.0) / area
         az, bz, cz = points[ia, 2], points[ib, 2], points[ic, 2]
         for y in range(y0, y1 + 1):
