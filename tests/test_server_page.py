@@ -18,6 +18,7 @@ from pygltflib import GLTF2
 from handmesh.evaluation import page as chromium
 
 DEMOS = Path(__file__).parent.parent / "demos"
+TOKEN = "correct-horse-battery"
 WAIT_MS = 60_000  # loaded computers take their time
 
 pytestmark = [
@@ -52,7 +53,7 @@ def browser(play, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served():
-    with chromium.Served("--source", "sample") as server:
+    with chromium.Served("--source", "sample", "--token", TOKEN) as server:
         yield server
 
 
@@ -149,6 +150,17 @@ def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
     assert painted(page, "#frame") > 0.001
 
 
+def test_the_token_is_asked_for(browser, served):
+    page = browser.new_context().new_page()
+    page.goto(served.url.split("#")[0])
+    page.wait_for_selector("#status[data-state=token]", timeout=WAIT_MS)
+    page.fill("#token", TOKEN)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status[data-state=open]", timeout=WAIT_MS)
+    assert page.is_hidden("#token-form")
+    page.context.close()
+
+
 def test_a_picture_a_video_and_the_servers_own_clip_show_hands(page, tmp_path):
     page.set_input_files("#file", DEMOS / "sample_1.jpg")
     wait_for_hands(page)
@@ -202,7 +214,7 @@ def test_a_lost_server_is_told_and_found_again(page, served):
     served.stop()  # this test comes last
     page.wait_for_selector("#trouble:text('Lost the server')")
     assert page.get_attribute("#status", "data-state") in ("lost", "connecting")
-    with chromium.Served(port=served.port):
+    with chromium.Served("--token", TOKEN, port=served.port):
         page.wait_for_selector("#status[data-state=open]")
         wait_for_hands(page)
         assert page.is_hidden("#trouble")
