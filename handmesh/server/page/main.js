@@ -40,7 +40,7 @@ async function openViews() {
     $('overlay').replaceWith($('overlay').cloneNode()); // a canvas that WebGL has touched draws nothing flat
     views = new FlatView($('overlay'));
     $('no-webgl').hidden = false;
-    for (const id of ['space', 'reset-view', 'mesh', 'wireframe']) $(id).disabled = $(id).hidden = true;
+    for (const element of [$('space'), $('reset-view'), $('mesh').parentElement, $('wireframe').parentElement]) element.hidden = true;
     document.querySelector('.scale').hidden = true;
     $('skeleton').checked = true;
   }
@@ -170,6 +170,7 @@ async function use(next, open) {
   $('stop').disabled = next === null;
   $('use-camera').setAttribute('aria-pressed', next === 'camera');
   $('use-server').setAttribute('aria-pressed', next === 'server');
+  $('smoothing').disabled = next === 'server'; // the server's own source is smoothed for all who watch
   server.connect(next === 'server' ? 'source' : 'stream'); // anew, so that hands of the last source are forgotten
   try {
     await open?.();
