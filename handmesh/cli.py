@@ -225,6 +225,9 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, coreml, directml, ... (%(default)s)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
     parser.add_argument(
+        "--refine", action="store_true", help="bend each hand until its joints meet its keypoints (slower)"
+    )
+    parser.add_argument(
         "--camera",
         metavar="FILE|FX,FY,CX,CY,W,H",
         help="intrinsics, as a file by OpenCV, ROS or COLMAP (assumed: a field of view of 60 degrees)",
@@ -284,6 +287,10 @@ def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
         device=options.device,
     )
     estimator.camera = camera
+    if options.refine:
+        from handmesh.refine import Refinement
+
+        estimator.refinement = Refinement()
     return estimator
 
 

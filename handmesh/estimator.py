@@ -27,8 +27,9 @@ from handmesh.records import (
     mirror_rotations,
     other_side,
 )
+from handmesh.refine import Refinement, refine
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
-from handmesh.smoothing import rotmat_to_rotvec
+from handmesh.smoothing import rotmat_to_rotvec, rotvec_to_rotmat
 
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
 
@@ -83,6 +84,8 @@ class HandMeshEstimator:
         self.network_path = network.path
         self._network = network
         self._pose_graph = pose_graph
+        self.refinement: Refinement | None = None
+        """How every hand's joints are bent to meet its keypoints (`handmesh.refine`); None leaves them as they are."""
         self.hand_model: HandModelArrays | None = None
         """The hand model of the meshes, where it is known: `from_pretrained` knows it."""
         self._faces = np.asarray(faces, np.int32)
@@ -197,7 +200,7 @@ class HandMeshEstimator:
             found = list(islice(estimates, len(wanted[number])))
             if boxes is None or boxes[number] is None:
                 found = [e for e in found if e.presence >= self.presence_threshold]
-            hands.append(_place_hands(found, camera))
+            hands.append(self._refined(_place_hands(found, camera)))
         return hands
 
     def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
@@ -218,6 +221,30 @@ class HandMeshEstimator:
         as_right = np.where(left[:, None, None, None], mirror_rotations(rotations), rotations)
         outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
         return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
+
+    def _refined(self, hands: list[HandMesh]) -> list[HandMesh]:
+        """The hands bent to meet their keypoints, if this is wanted."""
+        if self.refinement is None or not hands:
+            return hands
+        rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
+        rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
+        starts = [
+            PosedHand(turned, hand.betas, hand.vertices, hand.joints, hand.faces)
+            for turned, hand in zip(rotations, hands, strict=True)
+        ]
+        found = [
+            refine(start, hand.side, hand.translation, hand.joints_2d, hand.camera, self.refinement)
+            for start, hand in zip(starts, hands, strict=True)
+        ]
+        posed = self.pose(
+            np.stack([turned for turned, _ in found]),
+            np.stack([hand.betas for hand in hands]),
+            [hand.side for hand in hands],
+        )
+        return [
+            build_hand(bent, hand.side, place, hand.camera, hand.score, hand.side_score, joints_2d=hand.joints_2d)
+            for bent, (_, place), hand in zip(posed, found, hands, strict=True)
+        ]
 
     def _wanted(
         self, frame: NDArray[np.uint8], boxes: ArrayLike | None, sides: Sequence[Side | None] | None

@@ -38,6 +38,7 @@ LAYERS = {
     "export": 3,
     "clip": 3,
     "handedness": 2,
+    "refine": 3,
     "track": 3,
     "identity": 4,
     "gltf": 4,
