@@ -23,7 +23,7 @@ class AugmentConfig:
     turn_deg: float = 12.0  # standard deviation
     turn_limit_deg: float = 0.0  # and by as much as this, uniformly
     large_turn: float = 0.1  # turn by any angle
-    keep_left: float = 0.2  # show the hand mirrored, so that `right` is 0
+    keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7
     occluder: float = 0.2
     colour: float = 1.0

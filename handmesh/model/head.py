@@ -133,11 +133,13 @@ class TokensHead(nn.Module):
         self.smooth = nn.Sequential(_conv_bn_relu(width, width, 3), _conv_bn_relu(width, width, 3))
         self.maps = nn.Conv2d(width, POINTS + 1, 1)  # keypoint heatmaps and the mask
         self.pooled = nn.Sequential(nn.Linear(channels[3], 256), nn.LayerNorm(256), nn.GELU())
-        self.flags = nn.Linear(256, 2)
+        self.presence = nn.Linear(256, 1)
         self.tokens = nn.Linear(width, token_width)
         seen = POINTS * (token_width + 2) + 256
         self.depth = nn.Sequential(nn.Linear(seen, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, POINTS))
         self.lift = Lifter()
+        # Which hand it is follows from where the thumb is and whether the palm shows: no linear function of either.
+        self.side = nn.Sequential(nn.Linear(seen + POINTS, 128), nn.LayerNorm(128), nn.GELU(), nn.Linear(128, 1))
         self.refine = ParameterRegressor(seen + POINTS, 256, 1, start="zero")
 
     def forward(self, features: BackboneFeatures) -> HeadOutput:
@@ -154,12 +156,14 @@ class TokensHead(nn.Module):
         joints_2d = attention @ cell_centres(heatmaps)  # (N, 21, 2)
         tokens = self.tokens(attention @ merged.flatten(2).transpose(1, 2))  # (N, 21, token_width)
         pooled = self.pooled(final)
-        presence, right = self.flags(pooled).unbind(-1)
+        presence = self.presence(pooled)[:, 0]
 
         spread = joints_2d - joints_2d.mean(1, keepdim=True)
         seen = torch.cat([tokens.flatten(1), spread.flatten(1), pooled], -1)
         depth = self.depth(seen)  # (N, 21)
-        raw = self.lift(joints_2d, depth) + self.refine(torch.cat([seen, depth], -1))
+        seen = torch.cat([seen, depth], -1)
+        right = self.side(seen)[:, 0]
+        raw = self.lift(joints_2d, depth) + self.refine(seen)
         return HeadOutput(*decode_parameters(raw), joints_2d, depth, heatmaps, mask, presence, right)
 
 

@@ -31,7 +31,7 @@ class LossWeights:
     mean_shape: float = 0.2  # pull towards betas 0 where the shape is not known, as a share of `betas`
     mask: float = 0.3
     presence: float = 0.2
-    right: float = 0.5
+    right: float = 1.0
     pseudo_depth: float = 0.3  # of the depth axis of labels that another tracker guessed
     heatmap_sigma: float = 0.1  # normalised crop units
 
