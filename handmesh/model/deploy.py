@@ -17,8 +17,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from timm.layers.layer_scale import LayerScale2d
-from timm.models.fastvit import AttentionBlock, FastVit
+from timm.models.fastvit import AttentionBlock, FastVit, LayerScale2d
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -66,8 +65,8 @@ def fold(network: HandRegressor) -> HandRegressor:
             _fold_attention_block(module)
         elif hasattr(module, "mlp") and isinstance(getattr(module, "layer_scale", None), LayerScale2d):
             _fold_scale(module.mlp.fc2, module, "layer_scale")  # pyright: ignore
-    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert not left, f"batch norms survived the fold: {left}"
+    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d | LayerScale2d)]
+    assert not left, f"batch norms and layer scales survived the fold: {left}"
     return folded
 
 
@@ -262,6 +261,8 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
         initializer.name.removeprefix("network.").removesuffix(HALF): numpy_helper.to_array(initializer)
         for initializer in model.graph.initializer
     }
+    if any(name.endswith(".gamma") for name in stored):
+        raise ValueError(f"{path} was exported before layer scales were folded: export the network again")
     state = {}
     for key, value in network.state_dict().items():
         found = stored.get(key)
