@@ -55,7 +55,9 @@ def test_detector_finds_the_hands_of_the_clip(scenes):
 def test_runtimes_agree(runtime):
     frame = read_picture("demos/sample_1.jpg")
     camera = Camera(554.0, 554.0, 319.5, 239.5, 640, 480)
-    (expected,) = HandMeshEstimator.from_pretrained()(frame, camera=camera)
-    (found,) = HandMeshEstimator.from_pretrained(runtime=runtime)(frame, boxes=[expected.box], camera=camera)
-    again = HandMeshEstimator.from_pretrained()(frame, boxes=[expected.box], camera=camera)[0]
+    (expected,) = HandMeshEstimator.from_pretrained(precision="f32")(frame, camera=camera)
+    (found,) = HandMeshEstimator.from_pretrained(runtime=runtime, precision="f32")(
+        frame, boxes=[expected.box], camera=camera
+    )
+    again = HandMeshEstimator.from_pretrained(precision="f32")(frame, boxes=[expected.box], camera=camera)[0]
     assert np.linalg.norm(found.vertices - again.vertices, axis=-1).max() * 1e3 < SAME_MM
