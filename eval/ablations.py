@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--noise-seeds", type=int, nargs="+", default=[1, 2, 3], help=f"of {NOISE_ARM}, for: noise")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--results", type=Path, default=Path("eval/results"), help="where the report goes")
+    parser.add_argument("--no-times", action="store_true", help="report errors only")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +49,7 @@ def main() -> None:
         errors = run_arm(arm, protocol, seed)
         print(arm, seed, " ".join(f"{key}={errors[key]:.4g}" for key in MEASURES if key in errors))
     if "report" in args.names:
-        write_report(protocol, args.results)
+        write_report(protocol, args.results, timed=not args.no_times)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from samples import write_freihand
 from timm.models.fastvit import FastVit, MobileOneBlock, RepMixer
 
 from handmesh.model.ablated import ARMS, PoolingMixer, build_arm, folded_arm
-from handmesh.training.ablation_report import noise, read_results, table
+from handmesh.training.ablation_report import noise, read_results, table, write_report
 from handmesh.training.ablations import ABLATIONS, CachedBatches, Protocol, run_arm
 
 FOLD_TOLERANCE = 1e-4  # of the largest value: float32 round-off through some sixty layers
@@ -128,7 +128,19 @@ def test_table_calls_small_differences_noise(tmp_path):
     assert results["fastvit_t8"].errors["2d"] == pytest.approx(0.2)
     assert (noise(results) or {})["2d"] == pytest.approx(4.30 * 2**0.5 * 0.001)
     times = {"training_step_ms": 1.0, "inference_ms": 1.0}
-    rows = {a: {"seeds": r.seeds, **r.errors, "folded_backbone_parameters": 1, **times} for a, r in results.items()}
+    rows = {a: {"seeds": r.seeds, **r.errors, "backbone_parameters": 1, **times} for a, r in results.items()}
     text = table({"noise": noise(results), "arms": rows}, 64)
     assert "fastvit_t8_plain against fastvit_t8: 2D error +0.0030 (within noise)" in text
     assert "fastvit_t8_pooling against fastvit_t8: 2D error +0.0500 (worse)" in text
+    assert "inference x1.00" in text
+
+
+def test_a_report_without_times_is_drawn_over_parameters(tmp_path):
+    protocol = Protocol(tmp_path / "set", tmp_path / "runs")
+    for seed in (1, 2):
+        stored(protocol.folder, protocol, "fastvit_t8", seed, 0.2 + 0.01 * seed)
+    write_report(protocol, tmp_path / "results", timed=False)
+    facts = json.loads((tmp_path / "results" / "ablations.json").read_text())
+    assert facts["arms"]["fastvit_t8"]["backbone_parameters"] > 3e6
+    assert "not timed" in (tmp_path / "results" / "ablations.md").read_text()
+    assert (tmp_path / "results" / "ablations.png").stat().st_size > 1000

@@ -67,8 +67,8 @@ def noise(results: dict[str, ArmResult]) -> dict[str, float] | None:
     return {name: factor * arm.spread[name] for name in MEASURES}
 
 
-def write_report(protocol: Protocol, folder: Path) -> None:
-    """Write `ablations.json`, `ablations.md` and `ablations.png`."""
+def write_report(protocol: Protocol, folder: Path, *, timed: bool = True) -> None:
+    """Write `ablations.json`, `ablations.md` and `ablations.png`; without `timed`, errors against parameters."""
     results = read_results(protocol)
     arms = list(results)
     facts: dict[str, Any] = {
@@ -80,37 +80,49 @@ def write_report(protocol: Protocol, folder: Path) -> None:
                 "seeds": result.seeds,
                 **result.errors,
                 "spread": result.spread,
-                "folded_backbone_parameters": parameters(arm),
+                "backbone_parameters": parameters(arm),
             }
             for arm, result in results.items()
         },
     }
-    timings = {
-        "training_step_ms": time_training(arms, protocol),
-        "inference_ms": time_inference(arms, TIMED_PX, protocol.folder / "graphs"),
-    }
-    for name, values in timings.items():
-        for arm, value in values.items():
-            facts["arms"][arm][name] = value
+    for name, values in (measure_times(arms, protocol) if timed else {}).items():
+        for arm in arms:
+            facts["arms"][arm][name] = values[arm]
     write_result(folder / "ablations.json", facts)
     with written_whole(folder / "ablations.md") as temporary:
         temporary.write_text(table(facts, protocol.size))
     _plot(facts, protocol.size, folder / "ablations.png")
 
 
+def measure_times(arms: Sequence[str], protocol: Protocol) -> dict[str, dict[str, float]]:
+    """`training_step_ms` and `inference_ms` by arm; times that a folder has for all these arms are kept."""
+    file = protocol.folder / "times.json"
+    if file.is_file():
+        stored = json.loads(file.read_text())
+        if all(set(arms) <= values.keys() for values in stored.values()):
+            return stored
+    times = {
+        "training_step_ms": time_training(arms, protocol),
+        "inference_ms": time_inference(arms, TIMED_PX, protocol.folder / "graphs"),
+    }
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(times, indent=1))
+    return times
+
+
 def table(facts: dict[str, Any], size: int) -> str:
     """The result as Markdown: one table of arms, one line for every question."""
     noises, arms = facts["noise"], facts["arms"]
     lines = [
-        f"| backbone | seeds | 2D error | PA-MPJPE / PA-MPVPE mm | parameters, folded | training step ms, {size} px | "
+        f"| backbone | seeds | 2D error | PA-MPJPE / PA-MPVPE mm | parameters | training step ms, {size} px | "
         f"inference ms, {TIMED_PX} px |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm, row in sorted(arms.items(), key=lambda item: item[1]["2d"]):
         lines.append(
             f"| {arm} | {row['seeds']} | {row['2d']:.4f} | {row['pa_mpjpe_mm']:.2f} / {row['pa_mpvpe_mm']:.2f} | "
-            f"{row['folded_backbone_parameters'] / 1e6:.1f} M | {row['training_step_ms']:.0f} | "
-            f"{row['inference_ms']:.1f} |"
+            f"{row['backbone_parameters'] / 1e6:.1f} M | {_ms(row, 'training_step_ms', 0)} | "
+            f"{_ms(row, 'inference_ms', 1)} |"
         )
     known = "unknown, as every arm has one seed"
     if noises is not None:
@@ -132,13 +144,19 @@ def _answers(name: str, members: Sequence[str], facts: dict[str, Any]) -> list[s
         change = row["2d"] - control["2d"]
         limit = math.inf if facts["noise"] is None else facts["noise"]["2d"]
         verdict = "within noise" if abs(change) < limit else "worse" if change > 0 else "better"
-        ratios = [row[key] / control[key] for key in ("training_step_ms", "inference_ms")]
-        lines.append(
+        line = (
             f"- {name}: {arm} against {members[0]}: 2D error {change:+.4f} ({verdict}), PA-MPJPE "
-            f"{row['pa_mpjpe_mm'] - control['pa_mpjpe_mm']:+.2f} mm, training step x{ratios[0]:.2f}, "
-            f"inference x{ratios[1]:.2f}"
+            f"{row['pa_mpjpe_mm'] - control['pa_mpjpe_mm']:+.2f} mm"
         )
+        for key, label in (("training_step_ms", "training step"), ("inference_ms", "inference")):
+            if key in row:
+                line += f", {label} x{row[key] / control[key]:.2f}"
+        lines.append(line)
     return lines
+
+
+def _ms(row: dict[str, Any], key: str, digits: int) -> str:
+    return f"{row[key]:.{digits}f}" if key in row else "not timed"
 
 
 def _plot(facts: dict[str, Any], size: int, path: Path) -> None:
@@ -147,10 +165,12 @@ def _plot(facts: dict[str, Any], size: int, path: Path) -> None:
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
     half = None if facts["noise"] is None else facts["noise"]["2d"] / 2
+    timed = all("inference_ms" in row for row in facts["arms"].values())
     for arm, row in facts["arms"].items():
+        x = row["inference_ms"] if timed else row["backbone_parameters"] / 1e6
         ours = arm.startswith("fastvit")
         axes.errorbar(
-            row["inference_ms"],
+            x,
             row["2d"],
             yerr=half,
             fmt="o" if ours else "s",
@@ -158,8 +178,9 @@ def _plot(facts: dict[str, Any], size: int, path: Path) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-        axes.annotate(arm, (row["inference_ms"], row["2d"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(f"one {TIMED_PX} px crop to parameters, onnxruntime, one thread, CPU ms")
+        axes.annotate(arm, (x, row["2d"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    crop = f"one {TIMED_PX} px crop to parameters, onnxruntime, one thread, CPU ms"
+    axes.set_xlabel(crop if timed else "parameters of the backbone, millions")
     axes.set_ylabel("2D keypoint error, share of the box")
     axes.set_title(f"Same head, data and budget: {facts['protocol']['samples']} samples from scratch at {size} px")
     axes.grid(alpha=0.3)

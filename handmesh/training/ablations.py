@@ -256,5 +256,6 @@ def _session(arm: str, size: int, path: Path) -> Any:
 
 
 def parameters(arm: str) -> int:
-    """Parameters of an arm's backbone when folded."""
-    return sum(parameter.numel() for parameter in folded_arm(build_arm(arm)).parameters())
+    """Parameters of an arm's backbone, in its training form."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_arm(arm).parameters())
