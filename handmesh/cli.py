@@ -416,16 +416,20 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
         max_frames=options.max_frames if kind == "video" else None,
         batch=options.batch,
     )
-    report = run_job(
-        files,
-        task,
-        options.results,
-        engine=options.engine,
-        workers=options.workers,
-        threads=options.threads,
-        address=options.ray_address,
-        on_progress=_job_progress if sys.stderr.isatty() else None,
-    )
+    try:
+        report = run_job(
+            files,
+            task,
+            options.results,
+            engine=options.engine,
+            workers=options.workers,
+            threads=options.threads,
+            address=options.ray_address,
+            on_progress=_job_progress if sys.stderr.isatty() else None,
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     for entry in [*report.failed, *report.noted]:
         said = str(entry.error or entry.note)
         name = "" if entry.path in said else f"{entry.path}: "

@@ -314,12 +314,36 @@ def test_a_job_survives_bad_files_and_dying_workers_and_names_them(tmp_path, pic
     assert progress[-1][1] == 10
 
 
+@pytest.mark.parametrize(
+    ("kind", "files", "workers", "sizes"),
+    [
+        ("image", 1000, 2, [64] * 15 + [40]),
+        ("image", 40, 2, [5] * 8),
+        ("image", 3, 2, [1] * 3),
+        ("video", 20, 2, [7, 7, 6]),
+        ("video", 3, 2, [2, 1]),
+    ],
+)
+def test_work_is_cut_so_that_all_workers_have_some(kind, files, workers, sizes):
+    seen = []
+
+    def run(units):
+        seen.extend(units)
+        yield [Entry(file, None, None, 1, 0, 0, 0, 0, "") for unit in units for file in unit]
+
+    names = [f"/{number:04d}" for number in range(files)]
+    assert [len(done) for done in job._work(Crew(workers, run), names, Task(kind))] == [files]
+    assert [len(unit) for unit in seen] == sizes
+    assert sorted(name for unit in seen for name in unit) == names
+
+
 class StoppedError(Exception):
     pass
 
 
 def test_a_stopped_job_goes_on_where_it_was(tmp_path, pictures, task, in_this_process, monkeypatch):
     monkeypatch.setattr(job, "PICTURES_A_UNIT", 3)
+    monkeypatch.setattr(job, "UNITS_A_WORKER", 1)
 
     def stop(done: int, of: int) -> None:
         raise StoppedError(f"{done}/{of}")

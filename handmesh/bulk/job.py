@@ -34,6 +34,10 @@ INDEX = "index.jsonl"
 PICTURES_A_UNIT = 64
 """Pictures that a worker gets at a time and that share a part, where there are enough for all workers."""
 
+UNITS_A_WORKER = 4
+"""Into how many units, at least, a worker's share of pictures is cut: so all workers end at about the same time, and a
+stopped job has little to do again."""
+
 
 @dataclass(frozen=True)
 class JobReport:
@@ -148,8 +152,9 @@ def _crew(
 def _work(crew: Crew, files: Sequence[str], task: Task) -> Iterator[list[Entry]]:
     """Have files worked on; those whose workers died once more, each alone, to find out whose fault it was."""
     left = dict.fromkeys(files)
-    most = PICTURES_A_UNIT if task.kind == "image" else task.batch
-    for size in (min(most, math.ceil(len(files) / crew.size)), 1):
+    share = len(files) / crew.size
+    first = min(PICTURES_A_UNIT, share / UNITS_A_WORKER) if task.kind == "image" else min(task.batch, share)
+    for size in (math.ceil(first), 1):
         for entries in crew.run(_units(list(left), size, task)):
             for entry in entries:
                 del left[entry.path]
