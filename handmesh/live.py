@@ -1,4 +1,8 @@
-"""The live loop: frames in, hands drawn on them in a window or a recording, keys to change what is shown."""
+"""The live loop: frames in, hands drawn on them in a window or a recording, keys to change what is shown.
+
+A camera delivers, hands are tracked and pictures are drawn and shown in three threads (the first in `handmesh.video`,
+the second in `handmesh.ahead`), each of which takes the freshest of the one before.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.ahead import track_ahead
 from handmesh.export import export_hands
 from handmesh.render import Overlay, draw_labels, draw_text
 from handmesh.smoothing import Smoothing
@@ -79,12 +85,9 @@ class Pace:
     fps: float = 0.0
     _last_s: float | None = None
 
-    def measure(self, stage: str, since_s: float) -> float:
-        """Note the time since the moment `since_s`; returns now."""
-        now = time.perf_counter()
-        taken_ms = 1000 * (now - since_s)
+    def note(self, stage: str, taken_ms: float) -> None:
+        """Note how long a stage took."""
         self.stages[stage] = _running_mean(self.stages.get(stage), taken_ms)
-        return now
 
     def tick(self) -> None:
         """Note that a frame is done."""
@@ -192,24 +195,24 @@ class LiveSession:
         return f"{smoothing}, camera {'assumed' if self._hands[0].camera.assumed else 'known'}"
 
     def _loop(self, source: FrameSource) -> None:
-        begun_s = moment = time.perf_counter()
-        for frame, time_s in source:
-            moment = self._pace.measure("read", moment)
-            self._hands = self._tracker(frame, time_s)
-            moment = self._pace.measure("hands", moment)
-            picture = self._draw(frame)
-            moment = self._pace.measure("draw", moment)
-            self._record(picture, source, time_s)
-            self._frames += 1
-            self._frames_with_hand += bool(self._hands)
-            self._pace.tick()
-            early_s = 0.0 if source.live else begun_s + time_s + 1 / source.fps - time.perf_counter()
-            self._show(picture, early_s, source)
-            if self._frames == self._max_frames:
-                self._stop()
-            if self._stopped:
-                return
-            moment = time.perf_counter()
+        begun_s = time.perf_counter()
+        with closing(track_ahead(source, self._tracker)) as tracked:
+            for frame, time_s, self._hands, read_ms, hands_ms in tracked:
+                self._pace.note("read", read_ms)
+                self._pace.note("hands", hands_ms)
+                moment = time.perf_counter()
+                picture = self._draw(frame)
+                self._pace.note("draw", 1e3 * (time.perf_counter() - moment))
+                self._record(picture, source, time_s)
+                self._frames += 1
+                self._frames_with_hand += bool(self._hands)
+                self._pace.tick()
+                early_s = 0.0 if source.live else begun_s + time_s + 1 / source.fps - time.perf_counter()
+                self._show(picture, early_s, source)
+                if self._frames == self._max_frames:
+                    self._stop()
+                if self._stopped:
+                    return
 
     def _draw(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         picture = self.overlay.draw(frame, self._hands)

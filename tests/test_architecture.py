@@ -49,6 +49,7 @@ LAYERS = {
     "estimator": 4,
     "tracker": 5,
     "annotate": 6,
+    "ahead": 3,
     "live": 6,
     "server": 6,
     "bulk": 6,

@@ -9,6 +9,7 @@ from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.records import box_of_points
 from handmesh.video import open_source, read_picture
 
+INT8_LOSS_MM = 0.5  # a few dozen hands; over two thousand it is 0.02
 SAME_MM = 0.05  # runtimes round differently; a hundredth of what the weights themselves are off by
 STEP = 12
 
@@ -61,3 +62,16 @@ def test_runtimes_agree(runtime):
     )
     again = HandMeshEstimator.from_pretrained(precision="f32")(frame, boxes=[expected.box], camera=camera)[0]
     assert np.linalg.norm(found.vertices - again.vertices, axis=-1).max() * 1e3 < SAME_MM
+
+
+@pytest.mark.skipif("fast_int8" not in weights_registry(), reason="these weights have no int8 twin")
+def test_the_int8_twin_is_the_default_and_errs_no_more(scenes):
+    assert HandMeshEstimator.from_pretrained()._network.metadata["precision"] == "int8"
+    errors_mm: dict[str, list[np.ndarray]] = {"f32": [], "int8": []}
+    for precision in ("f32", "int8"):
+        estimator = HandMeshEstimator.from_pretrained(precision=precision, detector=None)
+        for frame, points, joints, sides in scenes:
+            hands = estimator(frame, boxes=[box_of_points(p) for p in points], sides=sides)
+            errors_mm[precision].append(pa_error_mm(np.stack([hand.joints for hand in hands]), joints))
+    f32, int8 = (np.concatenate(errors_mm[precision]).mean() for precision in ("f32", "int8"))
+    assert int8 < f32 + INT8_LOSS_MM
