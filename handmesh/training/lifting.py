@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.assets import load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.model.hand_model import HandModel
+from handmesh.model.hand_model import HandModel, only_keypoints
 from handmesh.model.head import Lifter, decode_parameters
 from handmesh.model.regressor import wrist_relative_hand
 from handmesh.training.losses import hand_size
@@ -56,28 +56,6 @@ class PoseBatches:
         distance = torch.tensor(np.exp(rng.uniform(math.log(0.25), math.log(1.5), count)), dtype=torch.float32)
         joints_2d = _crop_coordinates(joints, distance, rng)
         return joints_2d, joints[..., 2] / hand_size(joints)[:, 0], rotations, betas, joints
-
-
-def only_keypoints(arrays: HandModelArrays) -> HandModelArrays:
-    """The same hand with 21 vertices: the fingertips and, for the regressor, one at each joint."""
-    tips, regressor = arrays.fingertips, arrays.J_regressor
-
-    def reduce(field: np.ndarray) -> np.ndarray:
-        return np.concatenate([field[tips], np.tensordot(regressor, field, axes=1)])
-
-    count = len(tips) + len(regressor)
-    return HandModelArrays(
-        v_template=reduce(arrays.v_template),
-        shapedirs=reduce(arrays.shapedirs),
-        posedirs=np.concatenate([arrays.posedirs[tips], np.zeros((len(regressor), *arrays.posedirs.shape[1:]))]),
-        J_regressor=np.eye(count)[len(tips) :],
-        weights=np.concatenate([arrays.weights[tips], np.eye(len(regressor))]),
-        parents=arrays.parents,
-        faces=np.array([[0, 1, 2]]),
-        hands_components=arrays.hands_components,
-        hands_mean=arrays.hands_mean,
-        fingertips=np.arange(len(tips)),
-    )
 
 
 def _small_turns(count: int, rng: np.random.Generator) -> Rotation:
