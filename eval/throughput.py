@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="time a Ray cluster on this machine too")
     parser.add_argument("--out", type=Path, required=True, help="result file, .json")
     args = parser.parse_args()
+    load_before = os.getloadavg()[0]
     work = {name: getattr(args, name) for name in ("pictures", "videos", "frames", "workers", "rounds")}
     with tempfile.TemporaryDirectory() as name:
         pictures, videos = write_work(Path(name), args.pictures, args.videos, args.frames)
@@ -50,7 +51,10 @@ def main() -> None:
             "pictures": compare(Task("image"), partial(look_at_pictures, estimator), pictures, args),
             "videos": compare(Task("video"), partial(follow_videos, estimator), videos, args),
         }
-    write_result(args.out, {"protocol": " ".join((__doc__ or "").split()), "work": work, **result})
+    load = {"before": load_before, "after": os.getloadavg()[0]}
+    write_result(
+        args.out, {"protocol": " ".join((__doc__ or "").split()), "work": work, "load_average": load, **result}
+    )
 
 
 def write_work(folder: Path, pictures: int, videos: int, frames: int) -> tuple[list[str], list[str]]:

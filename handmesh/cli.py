@@ -387,6 +387,8 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
             _progress(source) if sys.stderr.isatty() else None,
             options.keypoints,
         )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # ends the line of progress
     print(
         f"{report.frames} frames, a mesh in {report.frames_with_hand} of them; {report.fps:.1f} frames a second with "
         f"reading, drawing and writing, of which hands took {report.tracking_ms:.1f} ms a frame"
@@ -454,9 +456,7 @@ def _progress(source: FrameSource) -> Callable[[int], None]:
 
     def show(done: int) -> None:
         if done % 10 == 0 or done == source.frame_count:
-            print(
-                f"\r{source.name}: {done}{of} frames", end="\n" if done == source.frame_count else "", file=sys.stderr
-            )
+            print(f"\r{source.name}: {done}{of} frames", end="", flush=True, file=sys.stderr)
 
     return show
 

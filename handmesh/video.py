@@ -123,7 +123,7 @@ def decode_picture(data: bytes, name: str) -> Frame:
             ) from error
     if picture is None:
         known = Path(name).suffix.lower() in IMAGE_SUFFIXES
-        advice = "is it damaged?" if known else f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+        advice = "is it damaged, or of a rare kind?" if known else f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
         raise ValueError(f"{name} cannot be read as a picture: {advice}")
     return _rgb(picture)
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -199,6 +200,13 @@ def test_a_part_without_hands_has_all_columns(tmp_path, table):
     assert rows["vertices"].shape == (0, 6, 3)
 
 
+def test_ray_that_is_not_installed_is_named_before_anything_is_written(tmp_path, pictures, task, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'handmesh\[scale\]'"):
+        run_job(pictures, task, tmp_path / "out", engine="ray")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_error_throws_the_part_away(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_part(tmp_path, "half", "npz"):
         raise KeyboardInterrupt
@@ -206,7 +214,7 @@ def test_an_error_throws_the_part_away(tmp_path):
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, pictures, task, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'handmesh\[scale\]'"):
         run_job(pictures, replace(task, table="parquet"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -306,7 +314,7 @@ def test_a_job_survives_bad_files_and_dying_workers_and_names_them(tmp_path, pic
     assert (report.files, report.found_done, report.frames, report.hands) == (10, 0, 8, 8)
     assert {Path(entry.path).name: str(entry.error).split(",")[0] for entry in report.failed} == {
         "killer.png": "the worker that read it died: its decoder crashed",
-        "broken.png": f"{tmp_path}/broken.png cannot be read as a picture: is it damaged?",
+        "broken.png": f"{tmp_path}/broken.png cannot be read as a picture: is it damaged",
     }
     assert sorted(read_index(tmp_path / "out"), key=lambda entry: files.index(entry.path))[0].hands == 1
     assert [entry.path for entry in read_index(tmp_path / "out")] == sorted(files)

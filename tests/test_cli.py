@@ -144,6 +144,12 @@ def test_image_goes_on_after_a_picture_that_may_not_be_read(workplace, monkeypat
     assert "b.png: right hand" in captured.out
 
 
+def test_progress_of_a_video_that_ends_early_has_a_line_of_its_own(workplace, clip, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["video", str(clip), "--max-frames", "11"]) == 0
+    assert capsys.readouterr().err == f"\rclip.mp4: 10/{FRAMES + 4} frames\n"
+
+
 def test_video_stops_after_max_frames_and_takes_a_folder(workplace):
     for number in range(6):
         write_picture(workplace / "shots" / f"{number}.png", hand_frame(number))

@@ -23,7 +23,7 @@ from handmesh.atomic import written_whole
 from handmesh.bulk.parquet import check_parquet
 from handmesh.bulk.parts import Entry, drop_files, file_state, new_part, parts_in, read_entries
 from handmesh.bulk.processes import local_crew
-from handmesh.bulk.ray_cluster import ray_crew
+from handmesh.bulk.ray_cluster import import_ray, ray_crew
 from handmesh.bulk.worker import Crew, Task, part_name
 from handmesh.estimator import HandMeshEstimator
 
@@ -86,12 +86,14 @@ def run_job(
 
     Files that cannot be read do not stop the job: their entries in the index say why, and the next run tries them
     again. Raises ValueError if the folder holds the results of another task, and for bad weights and missing packages
-    what `Task.open_estimator`, `check_parquet` and `ray_crew` raise.
+    what `Task.open_estimator`, `check_parquet`, `import_ray` and `ray_crew` raise.
     """
     started_s = time.perf_counter()
     wanted = list(dict.fromkeys(os.path.abspath(file) for file in files))
     if task.table == "parquet":
         check_parquet()
+    if engine == "ray":
+        import_ray()
     estimator = task.open_estimator(threads=1)  # what is wrong with the task is told here, not by each worker
     vertex_count = estimator.vertex_count
     _claim_folder(folder, task, _describe(task, estimator))

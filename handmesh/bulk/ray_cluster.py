@@ -29,7 +29,7 @@ def ray_crew(
 
     Raises ModuleNotFoundError without the scale extra and ConnectionError if there is no cluster at that address.
     """
-    ray = _import_ray()
+    ray = import_ray()
     each = threads or 1
     connected = ray.is_initialized()
     if not connected:
@@ -87,7 +87,8 @@ class _Actor:
         return self._process.answer() or []
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """The package, or ModuleNotFoundError that says what to install."""
     try:
         import ray.data
     except ModuleNotFoundError as error:
