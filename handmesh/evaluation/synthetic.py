@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from handmesh.datasets.freihand import FreiHandDataset, Split
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
-from handmesh.records import Camera, box_of_points
+from handmesh.records import Camera, Side, box_of_points
 from handmesh.synthesis.gestures import GESTURES, GRASPS
 
 FACTS = ("skin_tone", "view", "pose_class", "held", "occluded", "gloved")
@@ -90,10 +90,11 @@ def hand_errors(
     progress: Callable[[int, int], object] | None = None,
 ) -> HandErrors:
     """Errors of the images `rows` (N,) of a set with rotations and betas."""
-    parts: list[tuple[Array, Array, Array, Array, Array]] = []
+    parts: list[tuple[NDArray[np.floating], ...]] = []
     for start in range(0, len(rows), _POSE_BLOCK):
         block = rows[start : start + _POSE_BLOCK]
-        truth = estimator.pose(samples.meta["rotations"][block], samples.meta["betas"][block], ["right"] * len(block))
+        sides: list[Side] = ["right"] * len(block)
+        truth = estimator.pose(samples.meta["rotations"][block], samples.meta["betas"][block], sides)
         for row, posed in zip(block.tolist(), truth, strict=True):
             sample = samples[row]
             (hand,) = estimator(

@@ -6,6 +6,10 @@ on given crops, so that it passes its input on unchanged: the network computes w
 branch takes part in training from the first step.
 """
 
+# timm's layers declare no types, so their attributes are Tensor | Module to pyright.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import itertools

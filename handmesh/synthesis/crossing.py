@@ -196,7 +196,8 @@ def seen_share(joints: Array, pixels: Array, camera: Camera) -> Array:
     """
     import cv2
 
-    inside = ((pixels > -0.5) & (pixels < [camera.width - 0.5, camera.height - 0.5])).all(-1)  # (T, 2, 21)
+    within = (pixels > -0.5) & (pixels < [camera.width - 0.5, camera.height - 0.5])
+    inside: Array = np.all(within, axis=-1)  # (T, 2, 21)
     for t in range(len(pixels)):
         front = int(joints[t, 1, :, 2].mean() < joints[t, 0, :, 2].mean())
         hull = cv2.convexHull(pixels[t, front].astype(np.float32))
