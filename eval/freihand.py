@@ -55,7 +55,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="FreiHAND, or a set in its layout")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the official pred.json")
     parser.add_argument("--result", type=Path, metavar="FILE", help="what was run and its scores, .json")
-    parser.add_argument("--name", help="of the method, for the table (its weights' name)")
+    parser.add_argument("--name", help="of the method, for the table (its weights' file)")
     parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
     parser.add_argument("--hand-model", type=Path, metavar="MANO", help="that the network was trained on, if not ours")
     parser.add_argument("--runtime", choices=get_args(Runtime), default="onnxruntime")
@@ -120,7 +120,7 @@ def _method(options: argparse.Namespace, files: FreiHandSplit) -> tuple[Hands, d
     modes = [
         text for text, on in ((f"TTA of {len(views)} views", options.tta), ("known scale", options.known_scale)) if on
     ]
-    name = options.name or Path(options.weights).stem
+    name = options.name or estimator.network_path.stem
     run = {
         "method": ", ".join([name, *modes]),
         "weights": estimator.network_path.name,

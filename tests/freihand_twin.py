@@ -1,8 +1,22 @@
-"""FreiHAND's measures written out plainly and slowly, frame by frame and point by point."""
+"""FreiHAND's measures written out plainly and slowly, frame by frame and point by point.
+
+python tests/freihand_twin.py --root DIR --pred pred.json --out eval/results/freihand_parity.json
+
+compares the fast scorer with this one on the labels under DIR: for that prediction, and for a random, a perfect, a
+constant and a reflected one, on the labels' own mesh and on one thinned to MANO's 778 vertices.
+"""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
+
+from handmesh.evaluation.freihand_score import Frames, read_prediction, read_truth, score
+from handmesh.evaluation.report import write_result
+from handmesh.skeleton import MANO_VERTEX_COUNT
 
 LIMIT_M, STEPS = 0.05, 100
 
@@ -72,3 +86,49 @@ def f_score(truth, predicted, limit: float) -> float:
     distances = np.sqrt(squares[0] + squares[1] + squares[2])
     matched, right = np.mean(distances.min(1) < limit), np.mean(distances.min(0) < limit)
     return float(2 * matched * right / (matched + right)) if matched + right > 0 else 0.0
+
+
+def predictions(truth: Frames, given: Frames) -> Iterator[tuple[str, Frames]]:
+    """Kinds of prediction that a scorer must get right, by name."""
+    rng = np.random.default_rng(0)
+    yield "given", given
+    yield "perfect", truth
+    yield (
+        "random",
+        Frames(*(rng.normal(0, 0.05, p.shape) + np.array([0, 0, 0.6]) for p in (truth.joints, truth.vertices))),
+    )
+    yield "constant", Frames(*(np.repeat(p[:1], len(p), 0) for p in (truth.joints, truth.vertices)))
+    yield "reflected", Frames(given.joints * [-1, 1, 1], given.vertices * [-1, 1, 1])
+
+
+def thinned(frames: Frames, count: int) -> Frames:
+    """Every so many vertices, `count` in all."""
+    picked = np.linspace(0, frames.vertices.shape[1] - 1, count).astype(int)
+    return Frames(frames.joints, frames.vertices[:, picked])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="holds evaluation_xyz.json and evaluation_verts.json")
+    parser.add_argument("--pred", type=Path, required=True, help="a prediction of these frames")
+    parser.add_argument("--frames", type=int, default=500, help="how many of them, from the first (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="result file, .json")
+    options = parser.parse_args()
+    truth, given = (
+        Frames(frames.joints[: options.frames], frames.vertices[: options.frames])
+        for frames in (read_truth(options.root), read_prediction(options.pred))
+    )
+    rows = []
+    for vertices in (truth.vertices.shape[1], MANO_VERTEX_COUNT):
+        pair = (thinned(truth, vertices), thinned(given, vertices))
+        for name, predicted in predictions(*pair):
+            slow = twin_scores(predicted.joints, predicted.vertices, pair[0].joints, pair[0].vertices)
+            fast = score(predicted, pair[0])
+            apart = max(abs(fast[key] - value) for key, value in slow.items())  # type: ignore[operator]
+            rows.append({"prediction": name, "vertices": vertices, "largest_difference": apart, "twin": slow})
+    worst = max(row["largest_difference"] for row in rows)
+    write_result(options.out, {"frames": len(truth.joints), "largest_difference": worst, "rows": rows}, digits=9)
+
+
+if __name__ == "__main__":
+    main()

@@ -215,7 +215,8 @@ def freihand(*arguments: object) -> int:
 def test_the_shipped_weights_predict_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_labels(tmp_path, None)
     output, report = tmp_path / "pred.json", tmp_path / "result.json"
-    assert freihand("predict", "--root", tmp_path, "--out", output, "--result", report, "--threads", 1) == 0
+    options = ["--root", tmp_path, "--out", output, "--result", report, "--threads", 1, "--precision", "f32"]
+    assert freihand("predict", *options) == 0
     result = json.loads(report.read_text())
     expected = score(read_prediction(output), read_truth(tmp_path))
     for key, value in expected.items():

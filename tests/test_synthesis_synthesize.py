@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from handmesh.assets import load_hand_model
+from handmesh.datasets.freihand import mano_parameters
 from handmesh.model.hand_model import HandModel
-from handmesh.model.rotations import rotvec_to_rotmat
 from handmesh.synthesis.synthesize import main, synthesize
 
 SHARD, COUNT, SKINS = 6, 10, 2
@@ -54,13 +54,16 @@ def test_labels_pose_the_hand_model_onto_themselves(rendered):
     """FreiHAND's mano row, through the hand model, gives the labelled joints and vertices."""
     labels, meta = np.load(rendered / "evaluation_labels.npz"), np.load(rendered / "evaluation_meta.npz")
     mano = torch.tensor(json.loads((rendered / "evaluation_mano.json").read_text()))[:, 0]
-    mesh = HandModel(load_hand_model())(rotvec_to_rotmat(mano[:, :48].reshape(-1, 16, 3)), mano[:, 48:58])
+    rotations, betas = (torch.from_numpy(x).float() for x in mano_parameters(mano.double().numpy(), load_hand_model()))
+    mesh = HandModel(load_hand_model())(rotations, betas)
     keypoints = (mesh.keypoints - mesh.keypoints[:, :1]).detach().numpy() + meta["translation"][:, None]
     np.testing.assert_allclose(keypoints, labels["xyz"], atol=2e-5)
     vertices = (mesh.vertices - mesh.keypoints[:, :1]).detach().numpy() + meta["translation"][:, None]
     np.testing.assert_allclose(vertices, labels["verts"], atol=2e-5)
     root = np.einsum("nij,nj->ni", labels["K"], labels["xyz"][:, 9])
     np.testing.assert_allclose(mano[:, 58:60], root[:, :2] / root[:, 2:], atol=2e-2)
+    focal = labels["K"][:, (0, 1), (0, 1)].mean(1)
+    np.testing.assert_allclose(focal / mano[:, 60].numpy(), labels["xyz"][:, 9, 2], atol=1e-4)
 
 
 def test_pictures_show_the_labelled_hand(rendered):

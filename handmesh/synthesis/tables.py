@@ -42,7 +42,7 @@ def write_tables(root: Path, split: str, shards: Sequence[Path], write_vertices:
         "K": labels["K"],
         "xyz": labels["xyz"],
         "scale": bone,
-        "mano": _mano_rows(columns, labels, bone),
+        "mano": _mano_rows(columns, labels),
     }
     if write_vertices:
         chunks["verts"] = _vertices(columns)
@@ -53,15 +53,20 @@ def write_tables(root: Path, split: str, shards: Sequence[Path], write_vertices:
         write_json(Path(f"{stem}_{name}.json"), np.round(values.astype(np.float64), 6).tolist())
 
 
-def _mano_rows(columns: dict[str, Array], labels: dict[str, Array], bone: Array) -> Array:
-    """(N, 1, 61): 48 pose angles, 10 betas, the root keypoint's pixel, the scale."""
+def _mano_rows(columns: dict[str, Array], labels: dict[str, Array]) -> Array:
+    """(N, 1, 61): 48 pose angles less the model's mean pose, 10 betas, the root keypoint's pixel, and the focal length
+    over its depth (lmb-freiburg/freihand, utils/model.py)."""
     import torch
 
+    from handmesh.assets import load_hand_model
     from handmesh.model.rotations import rotmat_to_rotvec
 
-    pose = rotmat_to_rotvec(torch.from_numpy(columns["rotations"])).numpy().reshape(len(bone), 48)
+    pose = rotmat_to_rotvec(torch.from_numpy(columns["rotations"])).numpy().reshape(-1, 48)
+    pose[:, 3:] -= load_hand_model().hands_mean
     root = np.einsum("nij,nj->ni", labels["K"], labels["xyz"][:, 9])
-    rows = np.concatenate([pose, columns["betas"], root[:, :2] / root[:, 2:], bone[:, None]], 1)
+    focal = labels["K"][:, (0, 1), (0, 1)].mean(1)
+    scale = focal / labels["xyz"][:, 9, 2]
+    rows = np.concatenate([pose, columns["betas"], root[:, :2] / root[:, 2:], scale[:, None]], 1)
     return rows[:, None]
 
 
