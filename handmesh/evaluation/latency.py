@@ -213,15 +213,16 @@ def _cpu_of_children() -> float:
 def live_memory_mb(weights: str, frames: int = 240) -> dict[str, float]:
     """Resident memory in MB of a live view without a window, in a process of its own: at its end and at most."""
     code = (
-        "import json, resource, tempfile; from pathlib import Path;"
+        "import json, tempfile; from pathlib import Path;"
         "from handmesh import HandMeshEstimator, HandTracker;"
         "from handmesh.live import LiveSession; from handmesh.video import open_source;"
         f"tracker = HandTracker(HandMeshEstimator.from_pretrained({weights!r}));"
         f"session = LiveSession(tracker, Path(tempfile.gettempdir()), max_frames={frames}, say=print);"
         "session.play(open_source('sample'));"
-        "pages = int(Path('/proc/self/statm').read_text().split()[1]);"
-        "print(json.dumps({'resident': pages * resource.getpagesize() / 1e6,"
-        " 'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}))"
+        # Not getrusage, whose peak is that of the process which started this one if that was larger.
+        "facts = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines());"
+        "kilobytes = {name: int(facts[key].split()[0]) for name, key in (('resident', 'VmRSS'), ('peak', 'VmHWM'))};"
+        "print(json.dumps({name: value * 1024 / 1e6 for name, value in kilobytes.items()}))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
