@@ -1,13 +1,15 @@
 """Post-training quantisation: a published float graph and some of its inputs -> the same graph computing in int8.
 
-Convolutions that mix channels hold nearly all multiplications and are computed in int8 (weights for each output channel
-apart, activations for each tensor); what is small or sensitive stays in float: the first layer, which sees pixels,
-depthwise convolutions, and everything from keypoints to joint rotations.
+Convolutions that mix channels hold nearly all multiplications, and the large linear layers behind them as many weights:
+they are computed in int8 (weights for each output channel apart, activations for each tensor). What is small or
+sensitive stays in float: the first layer, which sees pixels, depthwise convolutions, the attention of keypoints, the
+last steps to joint rotations, and the hand model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,8 @@ from handmesh.model.graph_passes import store_float16
 Feed = Mapping[str, NDArray[Any]]
 Choose = Callable[[tuple[int, ...], int], bool]
 """(weight's shape (outputs, inputs a group, height, width), groups) -> compute this convolution in int8?"""
+
+_LARGE_LINEAR = 60_000  # weights; smaller layers take no time
 
 _ACTIVATIONS = ("Relu", "Clip")  # a range of the int8 output is all that remains of them
 
@@ -56,13 +60,13 @@ def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Ch
         graph = onnx.load(str(folded)).graph
         layers = _layers(graph, choose)
         if not layers:
-            raise ValueError(f"{source} has no convolution that int8 would serve")
+            raise ValueError(f"{source} has no layer that int8 would serve")
         quantize_static(
             folded,
             quantised,
             _Feeds(feeds),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", *_ACTIVATIONS, "Add"],
+            op_types_to_quantize=["Conv", "Gemm", *_ACTIVATIONS, "Add"],
             nodes_to_quantize=[*layers, *_between(graph, layers)],
             per_channel=True,
             reduce_range=True,
@@ -86,8 +90,12 @@ def _layers(graph: onnx.GraphProto, choose: Choose) -> list[str]:
     for node in graph.node:
         if node.op_type == "Conv":
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            if choose(shapes[node.input[1]], groups):
-                layers.append(node.name)
+            wanted = choose(shapes[node.input[1]], groups)
+        else:
+            shape = shapes.get(node.input[1], ()) if node.op_type == "Gemm" else ()
+            wanted = len(shape) == 2 and math.prod(shape) > _LARGE_LINEAR and "hand_model" not in node.input[1]
+        if wanted:
+            layers.append(node.name)
     return layers
 
 
