@@ -386,6 +386,25 @@ def test_changed_and_mended_files_are_read_again_and_others_left_alone(tmp_path,
     }
 
 
+def test_what_a_dying_worker_left_is_not_kept_twice(tmp_path, pictures, task, in_this_process):
+    run_job(pictures[:4], task, tmp_path / "out")
+    Worker(task, tmp_path / "out" / "parts", threads=1)([pictures[1], pictures[6]])
+    report = run_job(pictures, task, tmp_path / "out")
+    assert (report.found_done, report.frames) == (5, 3)
+    assert sum(map(len, rows_by_path(tmp_path / "out").values())) == 8
+
+
+@pytest.mark.parametrize("table", ["npz", "parquet"])
+def test_a_damaged_part_is_named(tmp_path, pictures, task, in_this_process, table):
+    if table == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the scale extra")
+    run_job(pictures[:1], replace(task, table=table), tmp_path / "out")
+    (part,) = parts_in(tmp_path / "out" / "parts")
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{part.name} is no whole part of a job: delete it"):
+        run_job(pictures[:1], replace(task, table=table), tmp_path / "out")
+
+
 def test_a_folder_holds_one_job(tmp_path, pictures, task, in_this_process):
     run_job(pictures[:1], task, tmp_path / "out")
     run_job(pictures[:1], replace(task, batch=5), tmp_path / "out")

@@ -182,11 +182,16 @@ def _give_up(files: Sequence[str], task: Task, parts: Path, vertex_count: int) -
 
 
 def _known_entries(parts: Path, wanted: Collection[str]) -> dict[str, Entry]:
-    """The entries of earlier runs by file. Wanted files that have failed or changed are taken out of their parts."""
+    """The entries of earlier runs by file.
+
+    Wanted files that have failed or changed are taken out of their parts, and so is what a worker had written before
+    it died and another wrote again.
+    """
     known: dict[str, Entry] = {}
     for path in parts_in(parts):
         entries = read_entries(path)
         again = {entry.path for entry in entries if entry.path in wanted and not entry.is_current}
+        again |= {entry.path for entry in entries if entry.path in known}
         if again:
             drop_files(path, again)
         known.update({entry.path: entry for entry in entries if entry.path not in again})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -179,21 +180,26 @@ def read_part(path: str | os.PathLike[str]) -> tuple[Rows, list[Entry]]:
     """The rows of a part, and the entries of its files."""
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             rows = {name: archive[name] for name in archive.files if name != _ENTRIES}
         return rows, read_entries(path)
     return read_parquet(path, {**COLUMNS, "vertices": (np.float32, (-1, 3))}), read_entries(path)
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
-    """The entries of a part alone, which is quick."""
+    """The entries of a part alone, which is quick. Raises ValueError for a file that is no whole part."""
     path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            text = str(archive[_ENTRIES])
-    else:
-        text = read_description(path)[_ENTRIES]
-    return [Entry(**entry) for entry in json.loads(text)]
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                text = str(archive[_ENTRIES])
+        else:
+            text = read_description(path)[_ENTRIES]
+        return [Entry(**entry) for entry in json.loads(text)]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no whole part of a job: delete it to have its files read again ({error})"
+        ) from error
 
 
 def drop_files(path: Path, files: Collection[str]) -> None:
