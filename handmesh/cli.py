@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
             "calibrate", help="find a camera's intrinsics with a printed board (writes a --camera file)"
         )
     )
+    _add_calibrate_hand_options(
+        commands.add_parser("calibrate-hand", help="find a person's hand shape and size (writes a --hand file)")
+    )
     _add_serve_options(commands.add_parser("serve", help="a web page and streams of hands (needs the web extra)"))
     groups: dict[tuple[str, ...], Any] = {(): commands}
     for words, (_, purpose) in TRAIN_COMMANDS.items():
@@ -219,12 +222,30 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_calibrate)
 
 
+def _add_calibrate_hand_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="?", metavar="FILE|INDEX", help="a camera or a video in which the hand is held flat and still"
+    )
+    parser.add_argument("--out", type=Path, default=Path("hand.json"), metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--length-mm",
+        type=float,
+        metavar="MM",
+        help="measured: crease of the wrist to the tip of the middle finger; alone, without a source, it sets the size",
+    )
+    _add_common_options(parser)
+    parser.set_defaults(run=_calibrate_hand)
+
+
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "torch"], default="onnxruntime")
     parser.add_argument("--precision", choices=["f32", "bf16", "int8"], help="to compute in (the fastest that is good)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, coreml, directml, ... (%(default)s)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
+    parser.add_argument(
+        "--hand", type=Path, metavar="FILE", help="a person's own hand by `handmesh calibrate-hand`: its shape and size"
+    )
     parser.add_argument(
         "--refine", action="store_true", help="bend each hand until its joints meet its keypoints (slower)"
     )
@@ -288,6 +309,10 @@ def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
         device=options.device,
     )
     estimator.camera = camera
+    if options.hand is not None:
+        from handmesh.hand_size import HandShape
+
+        estimator.betas = HandShape.load(options.hand).betas
     if options.refine:
         from handmesh.refine import Refinement
 
@@ -582,6 +607,39 @@ def _calibrate(options: argparse.Namespace) -> int:
     for warning in found.warnings:
         print(f"warning: {warning}")
     print(f"wrote {options.out}; use it with --camera {options.out}")
+    return 0
+
+
+def _calibrate_hand(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from handmesh.assets import load_hand_model
+    from handmesh.hand_size import HOLD_S, FlatHand, HandShape, shape_of_length
+    from handmesh.tracker import HandTracker
+    from handmesh.video import open_source
+
+    length_m = None if options.length_mm is None else 1e-3 * options.length_mm
+    if options.source is None:
+        if length_m is None:
+            raise ValueError("name a camera or a video that shows the hand, or give its --length-mm, or both")
+        shape = HandShape(shape_of_length(load_hand_model(), np.zeros(10), length_m), length_m, measured=True)
+    else:
+        estimator = _estimator(options)
+        estimator.betas = None
+        tracker = HandTracker(estimator, max_hands=1)
+        model = load_hand_model() if estimator.hand_model is None else estimator.hand_model
+        flat = FlatHand(model)
+        with open_source(options.source) as source:
+            print(f"hold one hand flat and still, palm or back to the camera, for {HOLD_S:g} seconds")
+            for frame, time_s in source:
+                hands = tracker(frame, time_s)
+                if flat.watch(hands[0] if hands else None, time_s) >= 1.0:
+                    break
+        shape = flat.shape(length_m)
+    shape.save(options.out)
+    known = "as measured" if shape.measured else "as the network guesses: --length-mm makes it metric"
+    print(f"a hand of {1e3 * shape.length_m:.0f} mm ({known})")
+    print(f"wrote {options.out}; use it with --hand {options.out}")
     return 0
 
 

@@ -84,6 +84,8 @@ class HandMeshEstimator:
         self.network_path = network.path
         self._network = network
         self._pose_graph = pose_graph
+        self.betas: NDArray[np.float64] | None = None
+        """The shape (10,) that all hands are given, such as a calibrated one (`handmesh.hand_size`); None for none."""
         self.refinement: Refinement | None = None
         """How every hand's joints are bent to meet its keypoints (`handmesh.refine`); None leaves them as they are."""
         self.hand_model: HandModelArrays | None = None
@@ -200,7 +202,7 @@ class HandMeshEstimator:
             found = list(islice(estimates, len(wanted[number])))
             if boxes is None or boxes[number] is None:
                 found = [e for e in found if e.presence >= self.presence_threshold]
-            hands.append(self._refined(_place_hands(found, camera)))
+            hands.append(self._adjusted(_place_hands(found, camera)))
         return hands
 
     def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
@@ -222,28 +224,30 @@ class HandMeshEstimator:
         outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
         return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
 
-    def _refined(self, hands: list[HandMesh]) -> list[HandMesh]:
-        """The hands bent to meet their keypoints, if this is wanted."""
-        if self.refinement is None or not hands:
+    def _adjusted(self, hands: list[HandMesh]) -> list[HandMesh]:
+        """The hands bent to meet their keypoints and of the shape that was given, where this is wanted."""
+        if not hands or (self.refinement is None and self.betas is None):
             return hands
         rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
         rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
-        starts = [
-            PosedHand(turned, hand.betas, hand.vertices, hand.joints, hand.faces)
-            for turned, hand in zip(rotations, hands, strict=True)
-        ]
-        found = [
-            refine(start, hand.side, hand.translation, hand.joints_2d, hand.camera, self.refinement)
-            for start, hand in zip(starts, hands, strict=True)
-        ]
-        posed = self.pose(
-            np.stack([turned for turned, _ in found]),
-            np.stack([hand.betas for hand in hands]),
-            [hand.side for hand in hands],
-        )
+        if self.refinement is not None:
+            how = self.refinement
+            starts = [
+                PosedHand(turned, hand.betas, hand.vertices, hand.joints, hand.faces)
+                for turned, hand in zip(rotations, hands, strict=True)
+            ]
+            bent = [
+                refine(start, hand.side, hand.translation, hand.joints_2d, hand.camera, how)[0]
+                for start, hand in zip(starts, hands, strict=True)
+            ]
+            rotations = np.stack(bent)
+        betas = np.stack([hand.betas if self.betas is None else self.betas for hand in hands])
+        posed = self.pose(rotations, betas, [hand.side for hand in hands])
+        keypoints = np.stack([hand.joints_2d for hand in hands])
+        places = solve_translation(np.stack([hand.joints for hand in posed]), keypoints, hands[0].camera)
         return [
-            build_hand(bent, hand.side, place, hand.camera, hand.score, hand.side_score, joints_2d=hand.joints_2d)
-            for bent, (_, place), hand in zip(posed, found, hands, strict=True)
+            build_hand(shape, hand.side, place, hand.camera, hand.score, hand.side_score, joints_2d=hand.joints_2d)
+            for shape, place, hand in zip(posed, places, hands, strict=True)
         ]
 
     def _wanted(

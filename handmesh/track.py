@@ -17,8 +17,12 @@ from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFi
 DRIFT_GAIN = 0.4
 """Share of a new speed in the picture that the path takes over."""
 
-SIZE_GAIN = 0.5
-"""Share of a new box's size taken over into the next crop: a hand's place changes faster than its size."""
+STEADY_PLACE, STEADY_SIZE = 0.2, 0.35
+"""A crop follows its hand fully when that is found so many sizes from where it was expected, or grown by so much (ln),
+and less for less: a crop that does not tremble makes the network's answers tremble less."""
+
+LEAST_PLACE, LEAST_SIZE, MOST_SIZE = 0.1, 0.05, 0.5
+"""Shares of what is found that a crop takes over at least, and of the size at most."""
 
 LOST_COASTS_S = 0.1
 """A hand that is simply gone keeps moving for about so long ..."""
@@ -137,9 +141,20 @@ class Track:
             self.drift = self.drift + DRIFT_GAIN * trust * (speed - self.drift)
         elif self.missed_s >= LOST_COASTS_S:
             self.drift = np.zeros(2)
-        self.size = size if self.size == 0.0 else self.size + SIZE_GAIN * (size - self.size)
-        self.center = self._seen_at = center
+        self._aim(center, size)
+        self._seen_at = center
         self._since_s, self.missed, self.missed_s, self.hidden = 0.0, 0, 0.0, False
+
+    def _aim(self, center: NDArray[np.float64], size: float) -> None:
+        """Cut the next crop around a box, steadily."""
+        if self.size == 0.0 or self.missed:
+            self.center, self.size = center, size
+            return
+        off = float(np.linalg.norm(center - self.center)) / self.size
+        place_gain = min(max(off / STEADY_PLACE, LEAST_PLACE), 1.0)
+        size_gain = min(max(abs(math.log(size / self.size)) / STEADY_SIZE, LEAST_SIZE), MOST_SIZE)
+        self.center = self.center + place_gain * (center - self.center)
+        self.size += size_gain * (size - self.size)
 
     def miss(self, dt_s: float, score: float, hidden: bool) -> None:
         """Note that the hand was not found in its crop."""

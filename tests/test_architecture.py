@@ -30,6 +30,7 @@ LAYERS = {
     "placement": 2,
     "intrinsics": 2,
     "calibrate": 2,
+    "hand_size": 2,
     "keypoints": 2,
     "kinematics": 2,
     "runtime": 2,

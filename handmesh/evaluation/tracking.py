@@ -12,6 +12,7 @@ from handmesh.records import HandMesh
 from handmesh.synthesis.crossing import Truth
 
 SIDES = ("right", "left")
+COUNTS = ("hands", "found", "extra", "id_switches", "side_flips", "wrong_sides")
 SEEN = 0.5
 """A true hand counts where at least this share of its keypoints can be seen."""
 
@@ -53,7 +54,7 @@ def judge_identity(frames: Sequence[Sequence[HandMesh]], truth: Truth) -> dict[s
     """
     if len(frames) != len(truth.joints):
         raise ValueError(f"{len(frames)} frames were tracked, but the truth has {len(truth.joints)}")
-    counts: dict[str, int] = dict.fromkeys(("hands", "found", "extra", "id_switches", "side_flips", "wrong_sides"), 0)
+    counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     last_id: dict[int, int | None] = {}
     last_side: dict[int, str] = {}
     for hands, pixels, seen in zip(frames, truth.joints_2d, truth.seen, strict=True):

@@ -21,6 +21,8 @@ from handmesh.atomic import written_whole
 from handmesh.model.hand_model import HandModel
 from handmesh.records import Camera
 from handmesh.synthesis.clip import (
+    HEIGHT,
+    WIDTH,
     Performance,
     angles_over_time,
     casual_skin,
@@ -39,7 +41,7 @@ Path3 = tuple[tuple[float, float, float, float], ...]
 """Times (s) and places of a wrist (m in camera axes) that it passes through."""
 
 FPS = 30
-CAMERA = Camera.from_fov(640, 480)
+FIELDS_OF_VIEW_DEG = (60.0, 72.0, 50.0)  # of the variants in turn; the first is what is assumed of unknown cameras
 TREMOR_M = 0.006
 
 
@@ -206,11 +208,13 @@ def seen_share(joints: Array, pixels: Array, camera: Camera) -> Array:
     return inside.mean(-1)
 
 
-def render_scene(studio: Studio, scene: Scene, hands: list[tuple[Array, Array, Array]]) -> Iterator[Array]:
+def render_scene(
+    studio: Studio, scene: Scene, hands: list[tuple[Array, Array, Array]], camera: Camera
+) -> Iterator[Array]:
     """(480, 640, 3) uint8 RGB frames of a scene."""
-    width, height = CAMERA.width, CAMERA.height
+    width, height = camera.width, camera.height
     top = (width - height) // 2
-    square = np.array([[CAMERA.fx, 0, (width - 1) / 2], [0, CAMERA.fy, (width - 1) / 2], [0, 0, 1]])
+    square = np.array([[camera.fx, 0, (width - 1) / 2], [0, camera.fy, (width - 1) / 2], [0, 0, 1]])
     frame, lights = Frame.allocate(width), room_lights()
     canvas = np.zeros((width, width, 3), np.uint8)
     canvas[top : top + height] = draw_room(np.random.default_rng(scene.seed))
@@ -237,23 +241,24 @@ def render_clips(folder: Path, names: Sequence[str] | None = None, variant: int 
     if unknown:
         raise ValueError(f"there is no scene {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     arrays = load_hand_model()
-    studio, model = Studio(arrays, [], size=CAMERA.width), HandModel(arrays)
+    camera = Camera.from_fov(WIDTH, HEIGHT, FIELDS_OF_VIEW_DEG[variant % len(FIELDS_OF_VIEW_DEG)])
+    studio, model = Studio(arrays, [], size=WIDTH), HandModel(arrays)
     for scene in SCENES if names is None else [known[name] for name in names]:
         scene = replace(scene, seed=scene.seed + 100 * variant)
         studio.wear(casual_skin(studio, scene.seed))
         hands = perform(studio, model, scene)
         joints = np.stack([keypoints for _, keypoints, _ in hands], 1)  # (T, 2, 21, 3)
-        pixels = CAMERA.project(joints)
+        pixels = camera.project(joints)
         with VideoWriter(folder / f"{scene.name}.mp4", FPS) as writer:
-            for picture in render_scene(studio, scene, hands):
+            for picture in render_scene(studio, scene, hands, camera):
                 writer.write(picture)
         with written_whole(folder / f"{scene.name}.npz") as temporary:
             np.savez_compressed(
                 temporary,
                 joints=joints.astype(np.float32),
                 joints_2d=pixels.astype(np.float32),
-                seen=seen_share(joints, pixels, CAMERA).astype(np.float32),
-                camera=np.array([CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy, CAMERA.width, CAMERA.height]),
+                seen=seen_share(joints, pixels, camera).astype(np.float32),
+                camera=np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]),
                 fps=np.array(FPS),
             )
         yield scene.name
