@@ -33,11 +33,15 @@ def build_folded(name: str) -> nn.Module:
         return reparameterize_model(model)
 
 
-def export_backbone(model: nn.Module, size: int, path: Path) -> None:
-    """Write a backbone for one picture (1, 3, size, size) float32, through the passes of our own graphs."""
+def export_backbone(model: nn.Module, size: int, path: Path, *, any_size: bool = False) -> None:
+    """Write a backbone for one picture (1, 3, size, size) float32, through the passes of our own graphs.
+
+    With `any_size` pictures of any other size may come too.
+    """
     example = torch.zeros(1, 3, size, size)
     meta = {"kind": "backbone", "input_size": size}
-    export_graph(model, (example,), ("image",), ("features",), path, meta, float16=False, any_batch=False)
+    axes = (2, 3) if any_size else ()
+    export_graph(model, (example,), ("image",), ("features",), path, meta, float16=False, open_axes=axes)
 
 
 def export_peers(folder: Path) -> None:

@@ -56,18 +56,29 @@ def fold(network: HandRegressor) -> HandRegressor:
     if any(hasattr(module, "reparam_conv") and module.reparam_conv is not None for module in network.modules()):
         raise ValueError("this network is folded already; fold the training form")
     folded = copy.deepcopy(network).eval()
-    backbone = reparameterize_model(folded.backbone, inplace=True)
-    assert isinstance(backbone, FastVit)
-    folded.backbone = backbone
-    for module in list(folded.modules()):
+    folded.backbone = fold_backbone(folded.backbone)
+    _fold_norms_and_scales(folded.head)
+    return folded
+
+
+@torch.no_grad()
+def fold_backbone(backbone: FastVit) -> FastVit:
+    """A folded copy of a FastViT in evaluation mode, as in `fold`."""
+    folded = reparameterize_model(copy.deepcopy(backbone).eval(), inplace=True)
+    assert isinstance(folded, FastVit)
+    _fold_norms_and_scales(folded)
+    return folded
+
+
+def _fold_norms_and_scales(network: nn.Module) -> None:
+    for module in list(network.modules()):
         _fold_sequential_norms(module)
         if isinstance(module, AttentionBlock):
             _fold_attention_block(module)
         elif hasattr(module, "mlp") and isinstance(getattr(module, "layer_scale", None), LayerScale2d):
             _fold_scale(module.mlp.fc2, module, "layer_scale")  # pyright: ignore
-    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d | LayerScale2d)]
+    left = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d | LayerScale2d)]
     assert not left, f"batch norms and layer scales survived the fold: {left}"
-    return folded
 
 
 def _fold_sequential_norms(module: nn.Module) -> None:
@@ -175,11 +186,11 @@ def export_graph(
     meta: dict[str, Any],
     *,
     float16: bool,
-    any_batch: bool = True,
+    open_axes: Sequence[int] = (0,),
 ) -> None:
     """Write a module as one ONNX file whose metadata key `handmesh` holds `meta` as JSON; whole or not at all.
 
-    `any_batch` leaves the first axis of every input open; `float16` stores large parameters in half precision.
+    `open_axes` of every input may have any length; `float16` stores large parameters in half precision.
     """
     with torch.no_grad():
         program = torch.onnx.export(
@@ -187,7 +198,7 @@ def export_graph(
             example,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs} if any_batch else None,
+            dynamic_shapes=tuple(dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC) for _ in inputs),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,

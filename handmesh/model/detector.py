@@ -171,5 +171,5 @@ def export_detector(
     }
     frame = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     outputs = ("heatmap", "boxes", "right")
-    export_graph(deployed(model), (frame,), ("frame",), outputs, Path(path), metadata, float16=True, any_batch=False)
+    export_graph(deployed(model), (frame,), ("frame",), outputs, Path(path), metadata, float16=True, open_axes=())
     return Path(path)

@@ -249,7 +249,7 @@ def _session(arm: str, size: int, path: Path) -> Any:
         example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         outputs = ("rotations", "betas", "camera", "joints_2d")
         module = _BackboneAndHead(network).eval()
-        export_graph(module, (example,), ("crop",), outputs, path, {"arm": arm}, float16=False, any_batch=False)
+        export_graph(module, (example,), ("crop",), outputs, path, {"arm": arm}, float16=False, open_axes=())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,9 @@
+"""How old a picture is when the live view shows it, from a synthetic camera to a synthetic display.
+
+python eval/glass.py --out eval/results/glass.json
+"""
+
+from handmesh.evaluation.glass import main
+
+if __name__ == "__main__":
+    main()
