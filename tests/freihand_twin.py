@@ -2,8 +2,8 @@
 
 python tests/freihand_twin.py --root DIR --pred pred.json --out eval/results/freihand_parity.json
 
-compares the fast scorer with this one on the labels under DIR: for that prediction, and for a random, a perfect, a
-constant and a reflected one, on the labels' own mesh and on one thinned to MANO's 778 vertices.
+compares the fast scorer with this one on the labels under DIR: for that prediction, and for a perfect, a random, a
+constant and a reflected one with meshes thinned to MANO's 778 vertices.
 """
 
 from __future__ import annotations
@@ -119,13 +119,14 @@ def main() -> None:
         for frames in (read_truth(options.root), read_prediction(options.pred))
     )
     rows = []
-    for vertices in (truth.vertices.shape[1], MANO_VERTEX_COUNT):
-        pair = (thinned(truth, vertices), thinned(given, vertices))
-        for name, predicted in predictions(*pair):
-            slow = twin_scores(predicted.joints, predicted.vertices, pair[0].joints, pair[0].vertices)
-            fast = score(predicted, pair[0])
-            apart = max(abs(fast[key] - value) for key, value in slow.items())  # type: ignore[operator]
-            rows.append({"prediction": name, "vertices": vertices, "largest_difference": apart, "twin": slow})
+    thin_truth, thin_given = (thinned(frames, MANO_VERTEX_COUNT) for frames in (truth, given))
+    cases = [("given", given, truth), *((name, one, thin_truth) for name, one in predictions(thin_truth, thin_given))]
+    for name, predicted, labels in cases:
+        slow = twin_scores(predicted.joints, predicted.vertices, labels.joints, labels.vertices)
+        fast = score(predicted, labels)
+        apart = max(abs(fast[key] - value) for key, value in slow.items())  # type: ignore[operator]
+        facts = {"prediction": name, "vertices": labels.vertices.shape[1], "largest_difference": apart}
+        rows.append({**facts, "twin": slow})
     worst = max(row["largest_difference"] for row in rows)
     write_result(options.out, {"frames": len(truth.joints), "largest_difference": worst, "rows": rows}, digits=9)
 

@@ -301,6 +301,15 @@ def test_renders_keep_their_own_rotations_to_their_own_model(tmp_path: Path) -> 
     assert FreiHandDataset(tmp_path, mano=mano)[0].rotations is None
 
 
+def test_a_rendered_split_needs_neither_counts_nor_the_other_split(tmp_path: Path) -> None:
+    write_images(tmp_path / "evaluation" / "rgb", 2)
+    for name in ("K", "xyz"):
+        write_table(tmp_path, "evaluation", name, 2)
+    assert check_freihand(tmp_path).problems != []
+    (tmp_path / "evaluation_synthesis.json").write_text("{}")
+    assert check_freihand(tmp_path).problems == []
+
+
 def test_findings_go_on_after_an_error() -> None:
     findings = Findings()
 
