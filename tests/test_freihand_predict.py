@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -39,10 +40,10 @@ WRIST, MIDDLE = np.array([0.02, -0.03, 0.5]), KEYPOINTS.index("middle1")
 OFFSETS = np.linspace(0, 1, 21)[:, None] * [0.05, -0.06, 0.0]  # joints on a line from the wrist
 
 
-def frame_of_dots(roll_deg: float = 0.0) -> np.ndarray:
+def frame_of_dots(wrist: np.ndarray = WRIST) -> np.ndarray:
     """A picture of two dots: the wrist red, the last joint green."""
     image = np.zeros((224, 224, 3), np.uint8)
-    for point, colour in ((WRIST, (255, 0, 0)), (WRIST + OFFSETS[-1], (0, 255, 0))):
+    for point, colour in ((wrist, (255, 0, 0)), (wrist + OFFSETS[-1], (0, 255, 0))):
         x, y, z = K @ point
         cv2.circle(image, (round(x / z * 16), round(y / z * 16)), 5 * 16, colour, -1, shift=4)
     return image
@@ -95,6 +96,18 @@ def test_hands_of_every_view_stand_in_the_true_camera(dots: FreiHandSplit, views
     for joints in found.joints:
         np.testing.assert_allclose(joints, WRIST + OFFSETS, atol=8e-4)  # half a pixel at half a metre
     np.testing.assert_allclose(found.vertices[0, :3], (WRIST + OFFSETS)[[5, 20, 10]], atol=8e-4)
+
+
+def test_a_hand_at_the_edge_stays_in_the_frame_of_every_view(dots: FreiHandSplit) -> None:
+    """Rolled about the principal point, a hand in a corner would leave the frame: a whole prediction stopped there."""
+    corner = np.array([0.115, -0.11, 0.5])
+    cv2.imwrite(str(dots.path("rgb", 0)), frame_of_dots(corner)[..., ::-1], SHARP)
+    assert dots.joints is not None
+    reader = DotReader()
+    moved = replace(dots, joints=dots.joints - WRIST + corner)
+    found = NetworkHands(reader, moved, views=[View(roll_deg=25.0)])([0])  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.joints[0], corner + OFFSETS, atol=8e-4)
+    assert ((reader.boxes[0] >= 0) & (reader.boxes[0] <= 223)).all()
 
 
 def test_known_scale_resizes_the_hand_and_its_distance(dots: FreiHandSplit) -> None:

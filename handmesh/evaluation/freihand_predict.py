@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,16 +110,20 @@ class NetworkHands:
         angle = np.radians(view.roll_deg)
         cos, sin = np.cos(angle), np.sin(angle)
         R_rolled_cam = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-        frames, rolled_boxes = [], []
+        frames, rolled_boxes, rolled_cameras = [], [], []
         for image, box, camera in zip(images, boxes, cameras, strict=True):
             to_rolled = camera.matrix @ R_rolled_cam @ np.linalg.inv(camera.matrix)
-            middle = to_rolled @ [*(box[:2] + box[2:]) / 2, 1.0]
+            middle = (box[:2] + box[2:]) / 2
+            # A hand far from the principal point would roll out of the frame: the frame moves along with it.
+            shift = middle - (to_rolled @ [*middle, 1.0])[:2]
+            to_rolled[:2, 2] += shift
             half = (box[2:] - box[:2]) / 2 * view.zoom
-            rolled_boxes.append(np.concatenate([middle[:2] - half, middle[:2] + half])[None])
+            rolled_boxes.append(np.concatenate([middle - half, middle + half])[None])
+            rolled_cameras.append(replace(camera, cx=camera.cx + shift[0], cy=camera.cy + shift[1]))
             height, width = image.shape[:2]
             frames.append(cv2.warpPerspective(image, to_rolled, (width, height)) if view.roll_deg else image)
         sides: list[list[Side | None]] = [["right"]] * len(frames)
-        hands = self.estimator.batch(frames, rolled_boxes, sides, cameras)
+        hands = self.estimator.batch(frames, rolled_boxes, sides, rolled_cameras)
         joints = np.stack([hand.joints.astype(np.float64) + hand.translation for (hand,) in hands])
         vertices = np.stack([hand.vertices.astype(np.float64) + hand.translation for (hand,) in hands])
         return Frames(joints @ R_rolled_cam, vertices @ R_rolled_cam)
