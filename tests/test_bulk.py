@@ -32,6 +32,8 @@ from handmesh.smoothing import rotvec_to_rotmat
 from handmesh.tracker import HandTracker
 from handmesh.video import SAMPLE_CLIP, VideoWriter, open_source, read_picture, write_picture
 
+REPOSITORY = Path(__file__).parents[1]
+
 KILLER = (255, 0, 255)
 """The first pixel of a picture that ends the process which looks for hands in it."""
 
@@ -469,7 +471,7 @@ def test_results_and_drawings_exclude_each_other(pictures, capsys):
 
 
 def test_the_page_about_jobs_tells_the_truth(tmp_path, pictures, task, in_this_process, monkeypatch, capsys):
-    page = (Path(job.__file__).parent / "README.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "handmesh/bulk/README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     estimator = task.open_estimator(threads=1)
     monkeypatch.setattr(HandMeshEstimator, "from_pretrained", lambda *_, **__: estimator)
