@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.ahead import track_ahead
+from handmesh.assets import load_hand_model
 from handmesh.export import export_hands
+from handmesh.hand_size import HOLD_S, FlatHand
 from handmesh.render import Overlay, draw_labels, draw_text
 from handmesh.smoothing import Smoothing
 from handmesh.video import FrameSource, VideoWriter
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 KEYS_HELP = (
-    "keys: m mesh, k skeleton, x mirror, g snapshot to .glb, r record, t smoothing, q or Esc quit (in the window)"
+    "keys: m mesh, k skeleton, x mirror, g snapshot to .glb, r record, t smoothing, h measure your hand, "
+    "q or Esc quit (in the window)"
 )
 _TITLE = "handmesh"
 _ESCAPE = 27
@@ -150,6 +153,8 @@ class LiveSession:
         self._record_to = record
         self._writer: VideoWriter | None = None
         self._hands: list[HandMesh] = []
+        self._flat: FlatHand | None = None  # while a hand is being measured
+        self._measured = 0.0
         self._pace = Pace()
         self._frames = self._frames_with_hand = 0
         self._started_s = time.perf_counter()
@@ -161,6 +166,7 @@ class LiveSession:
             "g": self._snapshot,
             "r": self._toggle_recording,
             "t": self._toggle_smoothing,
+            "h": self._toggle_measuring,
             "q": self._stop,
         }
 
@@ -201,6 +207,7 @@ class LiveSession:
                 self._pace.note("read", read_ms)
                 self._pace.note("hands", hands_ms)
                 moment = time.perf_counter()
+                self._measure_hand(time_s)
                 picture = self._draw(frame)
                 self._pace.note("draw", 1e3 * (time.perf_counter() - moment))
                 self._record(picture, source, time_s)
@@ -220,7 +227,8 @@ class LiveSession:
             picture = np.ascontiguousarray(picture[:, ::-1])
         draw_labels(picture, self._hands, mirrored=self.mirror)
         recording = ["REC"] if self._record_to is not None else []
-        draw_text(picture, [*self._pace.lines(), self.settings(), *recording])
+        measuring = [] if self._flat is None else [f"hold a hand flat and still: {100 * self._measured:.0f} %"]
+        draw_text(picture, [*self._pace.lines(), self.settings(), *measuring, *recording])
         return picture
 
     def _show(self, picture: NDArray[np.uint8], wait_s: float, source: FrameSource) -> None:
@@ -265,6 +273,30 @@ class LiveSession:
     def _toggle_smoothing(self) -> None:
         self._tracker.smoothing = None if self._tracker.smoothing else self._smoothing
         self._say(f"smoothing {'on' if self._tracker.smoothing else 'off'}")
+
+    def _toggle_measuring(self) -> None:
+        if self._flat is not None or self._tracker.betas is not None:
+            self._flat = self._tracker.betas = None
+            self._say("every hand finds its own shape again")
+            return
+        self._flat = FlatHand(self._tracker.hand_model or load_hand_model())
+        self._say(f"hold one hand flat and still, palm or back to the camera, for {HOLD_S:g} seconds (h stops)")
+
+    def _measure_hand(self, time_s: float) -> None:
+        """Once a hand has been held flat for long enough, keep its shape for all that follows."""
+        if self._flat is None:
+            return
+        self._measured = self._flat.watch(self._hands[0] if self._hands else None, time_s)
+        if self._measured < 1.0:
+            return
+        shape, self._flat = self._flat.shape(), None
+        self._tracker.betas = shape.betas
+        path = _free_name(self._out / "hand.json")
+        shape.save(path)
+        self._say(
+            f"a hand of {1e3 * shape.length_m:.0f} mm as the network guesses; it stays so (h: no more) and is saved "
+            f"to {path}; `handmesh calibrate-hand --length-mm` makes it metric"
+        )
 
     def _snapshot(self) -> None:
         if not self._hands:

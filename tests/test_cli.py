@@ -15,7 +15,7 @@ import graphs
 import numpy as np
 import pytest
 
-from handmesh import annotate, cli, live, video
+from handmesh import annotate, cli, hand_size, live, video
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator
 from handmesh.intrinsics import save_camera
@@ -419,3 +419,26 @@ def test_a_clip_cannot_be_one_obj(clip, capsys):
     assert main(["video", str(clip), "--save", "hands.obj"]) == 1
     assert "name a folder" in capsys.readouterr().err
     assert not (clip.parent / "out").exists()
+
+
+def test_a_hand_held_flat_is_measured_by_a_key_and_keeps_its_shape(clip, estimator, monkeypatch):
+    monkeypatch.setattr(hand_size, "is_flat", lambda hand: True)
+    monkeypatch.setattr(hand_size, "MIN_VIEWS", 2)
+    monkeypatch.setattr(live, "HOLD_S", 0.2)
+    monkeypatch.setattr(live, "FlatHand", lambda model: hand_size.FlatHand(model, hold_s=0.2))
+    _, said, _, _, tracker = play(clip, estimator, "h.........")
+    assert any("flat and still" in line for line in said)
+    assert any("saved to" in line for line in said)
+    np.testing.assert_allclose(tracker.betas, graphs.BETAS, atol=1e-5)
+    assert (clip.parent / "out" / "hand.json").is_file()
+    _, said, _, _, tracker = play(clip, estimator, "hhq")
+    assert tracker.betas is None
+    assert "every hand finds its own shape again" in said
+
+
+def test_a_hand_file_gives_every_hand_its_shape(workplace, estimator):
+    write_picture(workplace / "a.png", hand_frame())
+    hand_size.HandShape(np.linspace(0, 1, 10), 0.18, True).save("me.json")
+    assert main(["image", "a.png", "--save", "hand.json", "--hand", "me.json"]) == 0
+    (hand,) = json.loads((workplace / "hand.json").read_text())["hands"]
+    np.testing.assert_allclose(hand["betas"], np.linspace(0, 1, 10), atol=1e-6)
