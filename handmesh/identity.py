@@ -49,13 +49,15 @@ LIKENESS = -1.0
 class View:
     """What the network is asked about one place of a frame, and what it answers: a mesh for each side.
 
-    ``track`` is whose crop it is; None for what the detector has found.
+    ``track`` is whose crop it is; None for what the detector has found, and for ``path_of``'s crop where its path from
+    before an entanglement leads (`Track.path_box`).
     """
 
     box: NDArray[np.float64]
     sides: tuple[Side, ...]
     track: Track | None
     answers: dict[Side, HandMesh] = field(default_factory=dict)
+    path_of: Track | None = None
 
     @property
     def owner(self) -> Track:

@@ -48,7 +48,10 @@ SPEED_OF_SIZES = 6.0
 
 @dataclass(eq=False)
 class Track:
-    """A hand that is followed. Places in the picture are pixels; ``center`` and ``size`` make the next crop's box."""
+    """A hand that is followed. Places in the picture are pixels; ``center`` and ``size`` make the next crop's box.
+
+    ``alone`` is center, size and drift of its path from when it was last seen with no other hand in its crop.
+    """
 
     id: int
     belief: SideBelief
@@ -64,6 +67,7 @@ class Track:
     seen_apart: int = 0
     entangled_s: float = math.inf
     against: int = 0
+    alone: tuple[NDArray[np.float64], float, NDArray[np.float64]] | None = None
     shape: SettlingMean = field(default_factory=SettlingMean)
 
     def __post_init__(self) -> None:
@@ -90,6 +94,14 @@ class Track:
         """(4,) the square, tight box that the next crop is cut around."""
         return np.concatenate([self.center - 0.5 * self.size, self.center + 0.5 * self.size])
 
+    @property
+    def path_box(self) -> NDArray[np.float64] | None:
+        """(4,) where the path from when it was last seen alone leads: another hand may have drawn ``box`` away."""
+        if self.alone is None:
+            return None
+        center, size, _ = self.alone
+        return np.concatenate([center - 0.5 * size, center + 0.5 * size])
+
     def forget_motion(self) -> None:
         """Start the filters afresh, as the hand has jumped."""
         self.rotation_filter = RotationFilter(self.smoothing.rotation)
@@ -102,6 +114,9 @@ class Track:
         self._since_s += dt_s
         self.entangled_s += dt_s
         self.center = self.center + dt_s * self.drift
+        if self.alone is not None:
+            center, size, drift = self.alone
+            self.alone = center + dt_s * drift, size, drift * math.exp(-dt_s / HIDDEN_COASTS_S)
         if self.missed:
             self.drift = self.drift * math.exp(-dt_s / (HIDDEN_COASTS_S if self.hidden else LOST_COASTS_S))
 
@@ -120,7 +135,7 @@ class Track:
             setattr(self, name, others)
             setattr(other, name, mine)
         for track in (self, other):
-            track.against, track.entangled_s = 0, math.inf
+            track.against, track.entangled_s, track.alone = 0, math.inf, None
             track.forget_motion()
 
     def strangeness(self, hand: HandMesh, right_log_odds: float) -> float:
@@ -144,6 +159,12 @@ class Track:
         self._aim(center, size)
         self._seen_at = center
         self._since_s, self.missed, self.missed_s, self.hidden = 0.0, 0, 0.0, False
+
+    def note_path(self, side_scores: Mapping[Side, float], trust: float) -> None:
+        """Keep the path that a hand is on that is surely this one, before another one comes into its crop."""
+        evidence = right_evidence(side_scores)
+        if trust > 0.5 and (evidence if self.side == "right" else -evidence) > SURE:
+            self.alone = self.center, self.size, self.drift
 
     def _aim(self, center: NDArray[np.float64], size: float) -> None:
         """Cut the next crop around a box, steadily."""

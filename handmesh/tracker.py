@@ -38,6 +38,9 @@ MAX_GAP_S = 0.5
 SAME_HAND_IOU = 0.3
 """A detection that overlaps a hand in sight by more is that hand."""
 
+SAME_PLACE_IOU = 0.8
+"""Of two crops that overlap by more one is enough."""
+
 SEARCH_FOR_LOST_EVERY = 2
 """While a hand has just gone out of sight the detector runs every so many frames."""
 
@@ -177,6 +180,7 @@ class HandTracker:
         self._remembered = [track for track in self._remembered if track.missed_s <= self.remember_s]
         views = [View(track.box, track.asks, track) for track in self._tracks]
         views += [View(found.box, _both(found.side), None) for found in self._detect(frame)]
+        views += [View(box, _both(track.side), None, path_of=track) for track, box in self._drawn_away(frame)]
         return _Step(frame, views, camera, dt_s)
 
     def _advance(self, step: _Step, hands: Sequence[HandMesh]) -> list[HandMesh]:
@@ -229,6 +233,15 @@ class HandTracker:
         found = self._estimator.detect(frame)
         found = [d for d in found if all(overlap(d.box, track.hand.box) < SAME_HAND_IOU for track in in_sight)]
         return found[: self.max_hands]
+
+    def _drawn_away(self, frame: NDArray[np.uint8]) -> list[tuple[Track, NDArray[np.float64]]]:
+        """Hidden tracks whose crop another hand may have drawn away, and where their own paths lead."""
+        boxes = [(track, track.path_box) for track in self._tracks if track.missed and track.hidden]
+        return [
+            (track, box)
+            for track, box in boxes
+            if box is not None and _overlaps_frame(box, frame) and overlap(box, track.box) < SAME_PLACE_IOU
+        ]
 
     def _follow(self, views: Sequence[View], dt_s: float) -> list[View]:
         """The views in which the track's own hand was found; the other tracks miss it."""
@@ -286,6 +299,7 @@ class HandTracker:
             return []
         in_sight = [view.owner for view in seen]
         recall(found, [track for track in self._tracks if track not in in_sight] + self._remembered)
+        found = [view for view in found if view.path_of is None or view.path_of is view.track]
         found = sorted(found, key=lambda view: view.track is None)[: self.max_hands - len(seen)]  # known ones first
         for view in found:
             if view.track is None:
@@ -329,6 +343,7 @@ class HandTracker:
             track.hand = hand
             # The nearest hand is seen whole even where another one is in its crop.
             track.see(view.best, 1.0 if view.best.translation[2] <= nearest else how_far)
+            track.note_path(view.side_scores, how_far)
         for track in self._lost:
             track.carry_on(camera, dt_s)
 

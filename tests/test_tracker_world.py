@@ -172,6 +172,42 @@ def test_numbers_and_sides_stay_through_everything(pattern, scene, seed):
     assert found > 0.95 * shown
 
 
+class Attraction(World):
+    """A hand that has stopped beside a still one draws that one's crops over to itself, bit by bit; and the detector
+    has lost sight of the still one."""
+
+    def detect(self, frame):
+        found = zip(super().detect(frame), self.boxes(), strict=True)
+        return [one for one, (actor, _) in found if actor.side == "left" or self.time_s < 0.5]
+
+    def answer(self, box: np.ndarray, side: Side) -> HandMesh:
+        drawn = (self.time_s - 1.8) / 0.3
+        places = {actor.side: place for actor, place in self.boxes()}
+        if 0.0 < drawn < 1.0 and abs(box[0] + box[2] - places["left"][0] - places["left"][2]) > 40:
+            between = (1 - drawn) * places["right"] + drawn * places["left"]
+            return self.mesh(between, side, 0.95, 0.05 if side == "right" else 0.95)
+        return super().answer(box, side)
+
+
+def test_a_hand_whose_crop_another_one_drew_away_is_found_where_it_was(pattern):
+    actors = [
+        Actor("right", lambda t: (300, 260, 160)),
+        Actor("left", lambda t: (ease(560, 205, t, 0.6, 1.6), 260, 140)),
+    ]
+    world = Attraction(pattern, actors, 0, side_noise=0.5)
+    tracker = HandTracker(world, smoothing=None)
+    seen = []
+    for k in range(90):
+        world.time_s = k / FPS
+        seen.append({hand.side: (hand.track_id, hand.box[[0, 2]].mean()) for hand in tracker(FRAME, world.time_s)})
+    numbers = {side: number for side, (number, _) in seen[20].items()}
+    assert abs(seen[62]["right"][1] - 300) > 30  # it was drawn away
+    for hands in seen[75:]:
+        assert {side: number for side, (number, _) in hands.items()} == numbers
+        assert abs(hands["right"][1] - 300) < 10
+        assert abs(hands["left"][1] - 205) < 10
+
+
 def test_a_network_that_is_always_wrong_about_one_hand_is_told_by_the_other(pattern):
     """Two hands in view are a pair: what is sure of one says something of the other."""
     actors = [

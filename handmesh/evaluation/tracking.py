@@ -1,15 +1,20 @@
-"""How steadily hands are followed: identities and sides against the truth of rendered clips, and trembling and lag."""
+"""How surely two hands are followed: identities and sides against the truth of rendered clips."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.estimator import HandMeshEstimator
 from handmesh.records import HandMesh
-from handmesh.synthesis.crossing import Truth
+from handmesh.synthesis.crossing import SCENES, Truth, render_clips
+from handmesh.tracker import HandTracker
+from handmesh.video import open_source
 
 SIDES = ("right", "left")
 COUNTS = ("hands", "found", "extra", "id_switches", "side_flips", "wrong_sides")
@@ -18,6 +23,51 @@ SEEN = 0.5
 
 NEAR = 0.5
 """A hand found within this share of a true hand's size (mean keypoint distance) may be that hand."""
+
+
+VARIANTS = (0, 1, 2)
+"""Of the people, rooms, gestures and fields of view that each scene is rendered with."""
+
+
+def crossing_clips(
+    folder: Path, names: Sequence[str] | None = None, variants: Sequence[int] = VARIANTS
+) -> Iterator[tuple[str, Path, Truth]]:
+    """Label VARIANT/NAME, video and truth of each crossing scene; those that ``folder`` lacks are rendered there.
+
+    Raises ``ValueError`` for a name that no scene has.
+    """
+    for variant in variants:
+        place = folder / str(variant)
+        wanted = [scene.name for scene in SCENES] if names is None else list(names)
+        lacking = [name for name in wanted if not (place / f"{name}.npz").is_file()]
+        if lacking:
+            place.mkdir(parents=True, exist_ok=True)
+            for _ in render_clips(place, lacking, variant):
+                pass
+        for name in wanted:
+            yield f"{variant}/{name}", place / f"{name}.mp4", Truth.load(place / f"{name}.npz")
+
+
+def measure_identity(
+    estimator: HandMeshEstimator,
+    folder: Path,
+    names: Sequence[str] | None = None,
+    variants: Sequence[int] = VARIANTS,
+    progress: Callable[[str, dict[str, int]], object] | None = None,
+) -> dict[str, Any]:
+    """`judge_identity` of each clip of `crossing_clips`, each by a new tracker with its defaults, and their sum.
+
+    No intrinsics are given: the tracker assumes its own field of view. progress(label, counts) is called after each.
+    """
+    clips: dict[str, dict[str, int]] = {}
+    for label, video, truth in crossing_clips(folder, names, variants):
+        tracker = HandTracker(estimator)
+        with open_source(video) as source:
+            clips[label] = judge_identity([tracker(frame, time_s) for frame, time_s in source], truth)
+        if progress is not None:
+            progress(label, clips[label])
+    total = {name: sum(counts[name] for counts in clips.values()) for name in COUNTS}
+    return {"total": total, "clips": clips}
 
 
 def match_frame(

@@ -3,7 +3,7 @@
 ``python -m handmesh.synthesis.crossing FOLDER`` renders NAME.mp4 (640x480, 30 fps) and NAME.npz for each of `SCENES`:
 joints (T, 2, 21, 3) m in camera axes and joints_2d (T, 2, 21, 2) px of the right and the left hand, seen (T, 2): the
 share of a hand's keypoints that are in the picture and not behind the other hand, camera: fx, fy, cx, cy, width, height
-px, and fps.
+px, fps, and betas (10,): the shape of both hands.
 """
 
 from __future__ import annotations
@@ -142,17 +142,19 @@ class Truth:
     seen: Array
     camera: Camera
     fps: float
+    betas: Array
 
     @classmethod
     def load(cls, path: Path) -> Truth:
         """Read a NAME.npz. Raises ``ValueError`` for a file of another kind."""
         with np.load(path) as content:
-            missing = {"joints", "joints_2d", "seen", "camera", "fps"} - set(content.files)
+            missing = {"joints", "joints_2d", "seen", "camera", "fps", "betas"} - set(content.files)
             if missing:
                 raise ValueError(f"{path} is no truth of a rendered clip: it lacks {', '.join(sorted(missing))}")
             fx, fy, cx, cy, width, height = content["camera"].tolist()
             camera = Camera(fx, fy, cx, cy, int(width), int(height))
-            return cls(content["joints"], content["joints_2d"], content["seen"], camera, float(content["fps"]))
+            fps = float(content["fps"])
+            return cls(content["joints"], content["joints_2d"], content["seen"], camera, fps, content["betas"])
 
 
 def smooth_path(path: Path3, times: Array) -> Array:
@@ -163,6 +165,11 @@ def smooth_path(path: Path3, times: Array) -> Array:
     t = np.clip((times - start[:, 0]) / np.maximum(end[:, 0] - start[:, 0], 1e-9), 0, 1)
     t = (t * t * (3 - 2 * t))[:, None]
     return (1 - t) * start[:, 1:] + t * end[:, 1:]
+
+
+def shape_of(scene: Scene) -> Array:
+    """(10,) betas of both hands, which are one person's."""
+    return np.random.default_rng([scene.seed, 9]).normal(0, 0.7, 10)
 
 
 def perform(studio: Studio, model: HandModel, scene: Scene) -> list[tuple[Array, Array, Array]]:
@@ -176,8 +183,7 @@ def perform(studio: Studio, model: HandModel, scene: Scene) -> list[tuple[Array,
         )
         turns = orientations(studio, performance, times)
         rotations[:, 0] = torch.tensor(turns)
-        rng = np.random.default_rng([scene.seed, 9])  # both are one person's
-        betas = torch.tensor(rng.normal(0, 0.7, 10), dtype=torch.float32).expand(len(times), -1)
+        betas = torch.tensor(shape_of(scene), dtype=torch.float32).expand(len(times), -1)
         with torch.no_grad():
             mesh = model(rotations, betas)
         wrist = mesh.keypoints[:, :1]
@@ -244,24 +250,29 @@ def render_clips(folder: Path, names: Sequence[str] | None = None, variant: int 
     camera = Camera.from_fov(WIDTH, HEIGHT, FIELDS_OF_VIEW_DEG[variant % len(FIELDS_OF_VIEW_DEG)])
     studio, model = Studio(arrays, [], size=WIDTH), HandModel(arrays)
     for scene in SCENES if names is None else [known[name] for name in names]:
-        scene = replace(scene, seed=scene.seed + 100 * variant)
-        studio.wear(casual_skin(studio, scene.seed))
-        hands = perform(studio, model, scene)
-        joints = np.stack([keypoints for _, keypoints, _ in hands], 1)  # (T, 2, 21, 3)
-        pixels = camera.project(joints)
-        with VideoWriter(folder / f"{scene.name}.mp4", FPS) as writer:
-            for picture in render_scene(studio, scene, hands, camera):
-                writer.write(picture)
-        with written_whole(folder / f"{scene.name}.npz") as temporary:
-            np.savez_compressed(
-                temporary,
-                joints=joints.astype(np.float32),
-                joints_2d=pixels.astype(np.float32),
-                seen=seen_share(joints, pixels, camera).astype(np.float32),
-                camera=np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]),
-                fps=np.array(FPS),
-            )
+        render_clip(folder, replace(scene, seed=scene.seed + 100 * variant), camera, studio, model)
         yield scene.name
+
+
+def render_clip(folder: Path, scene: Scene, camera: Camera, studio: Studio, model: HandModel) -> None:
+    """Write one scene's clip and truth."""
+    studio.wear(casual_skin(studio, scene.seed))
+    hands = perform(studio, model, scene)
+    joints = np.stack([keypoints for _, keypoints, _ in hands], 1)  # (T, 2, 21, 3)
+    pixels = camera.project(joints)
+    with VideoWriter(folder / f"{scene.name}.mp4", FPS) as writer:
+        for picture in render_scene(studio, scene, hands, camera):
+            writer.write(picture)
+    with written_whole(folder / f"{scene.name}.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            joints=joints.astype(np.float32),
+            joints_2d=pixels.astype(np.float32),
+            seen=seen_share(joints, pixels, camera).astype(np.float32),
+            camera=np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]),
+            fps=np.array(FPS),
+            betas=shape_of(scene),
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
