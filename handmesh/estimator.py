@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
 from handmesh.detector import HandDetector
+from handmesh.handedness import right_evidence
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
@@ -41,7 +42,8 @@ class _Wanted:
     frame: NDArray[np.uint8]
     box: NDArray[np.float64]
     side: Side
-    fixed: bool
+    fixed: bool  # the side was given
+    detected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +168,8 @@ class HandMeshEstimator:
         Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
-        for detected hands, the hand is run as a left and as a right one, and the surer of the two is kept. Without
+        for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept. Detected
+        hands are looked at twice, first in the detector's box, then in that of the keypoints seen there. Without
         ``camera`` that of the attribute `camera` is used; where there is none either, a field of view of 60 degrees
         across the longer side is assumed, and ``HandMesh.camera.assumed`` says so.
 
@@ -257,7 +260,7 @@ class HandMeshEstimator:
         if boxes is None:
             if sides is not None:
                 raise ValueError("sides were given without boxes: give the boxes that they belong to, or neither")
-            return [_Wanted(frame, found.box, found.side, fixed=False) for found in self.detect(frame)]
+            return [_Wanted(frame, found.box, found.side, False, detected=True) for found in self.detect(frame)]
         checked = _check_boxes(boxes, frame)
         given = _check_sides(sides, len(checked))
         return [
@@ -265,13 +268,27 @@ class HandMeshEstimator:
         ]
 
     def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
-        """One estimate each; where the side is not ``fixed``, both sides are run in one batch and the surer stays."""
+        """One estimate each; a detector's box is rough, so that its hand is looked at again in its keypoints' box."""
+        estimates, heard = self._look(wanted, [0.0] * len(wanted))
+        again = [i for i, one in enumerate(wanted) if one.detected]
+        closer = [replace(wanted[i], box=box_of_keypoints(estimates[i].joints_2d)) for i in again]
+        for i, estimate in zip(again, self._look(closer, [heard[i] for i in again])[0], strict=True):
+            estimates[i] = estimate
+        return estimates
+
+    def _look(self, wanted: Sequence[_Wanted], heard: Sequence[float]) -> tuple[list[_Estimate], list[float]]:
+        """One estimate each, and log odds of a right hand: those ``heard`` before with those of this look.
+
+        Where the side is not ``fixed``, both sides are run in one batch and the likelier stays.
+        """
         unsure = [i for i, one in enumerate(wanted) if not one.fixed]
         estimates = self._run([*wanted, *(replace(wanted[i], side=other_side(wanted[i].side)) for i in unsure)])
+        right = list(heard)
         for i, other in zip(unsure, estimates[len(wanted) :], strict=True):
-            if other.side_score > estimates[i].side_score:
+            right[i] += right_evidence({one.side: one.side_score for one in (estimates[i], other)})
+            if (right[i] if other.side == "right" else -right[i]) > 0:
                 estimates[i] = other
-        return estimates[: len(wanted)]
+        return estimates[: len(wanted)], right
 
     def _run(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
         """All crops through the network in one batch."""

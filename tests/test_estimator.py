@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from handmesh.crop import view_rotation
 from handmesh.estimator import HandMeshEstimator, box_of_keypoints
-from handmesh.records import Camera
+from handmesh.records import Camera, Detection
 
 CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)
 MIRROR = np.array([-1.0, 1.0, 1.0])
@@ -152,6 +152,30 @@ def test_detectors_side_is_overruled(estimator, frame, monkeypatch):
     monkeypatch.setattr(estimator, "detector", lambda frame: swapped)
     assert {hand.side for hand in estimator(frame) if hand.box[0] < 300} == {"right"}
     assert {hand.side for hand in estimator(frame) if hand.box[0] > 300} == {"left"}
+
+
+def test_detected_hands_are_looked_at_again_in_the_box_of_their_keypoints(estimator, frame, monkeypatch):
+    rough = Detection(np.array([200.0, 90.0, 390.0, 270.0]), "left", 0.9)
+    monkeypatch.setattr(estimator, "detector", lambda frame: [rough])
+    (first,) = estimator(frame, boxes=[rough.box])
+    (second,) = estimator(frame, boxes=[first.box])
+    (hand,) = estimator(frame)
+    assert (hand.side, first.side) == ("right", "right")
+    assert np.abs(first.joints_2d - second.joints_2d).max() > 1e-3
+    np.testing.assert_array_equal(hand.joints_2d, second.joints_2d)
+    np.testing.assert_array_equal(hand.translation, second.translation)
+
+
+def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):
+    monkeypatch.setattr(estimator, "detector", lambda frame: [Detection(np.array(BOX, float), "right", 0.9)])
+    run, said = estimator._run, iter([0.99, 0.01, 0.4, 0.6])  # sure of a right hand, then leaning to a left one
+
+    def unsure(wanted):
+        return [replace(estimate, side_score=next(said)) for estimate in run(wanted)]
+
+    monkeypatch.setattr(estimator, "_run", unsure)
+    (hand,) = estimator(frame)
+    assert (hand.side, hand.side_score) == ("right", 0.4)
 
 
 # --- presence
