@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.handedness import right_evidence
+from handmesh.handedness import SURE, right_evidence
 from handmesh.records import HandMesh, Side, box_iou
 from handmesh.track import Track, middle_and_size
 
@@ -34,6 +34,9 @@ SURPRISE = 0.4
 
 SWAP_MARGIN = 0.3
 """Entangled hands are taken for each other's only if that fits better by more (`Track.strangeness`)."""
+
+OPPOSED = 3.0
+"""Log odds against a track's settled side from which on a hand that could be two tracks' is the other one's."""
 
 CLAIM_DECAY, CLAIM_ENDS_S = 0.8, 0.3
 """What is left of a track's claim on a hand after a frame, and after how long without a rival it is forgotten."""
@@ -70,6 +73,13 @@ class View:
         return {side: hand.side_score for side, hand in self.answers.items()}
 
     @property
+    def fit(self) -> float:
+        """Log odds that a track's view shows a hand of its side, as far as that is settled."""
+        evidence = right_evidence(self.side_scores)
+        settled = min(1.0, abs(self.owner.belief.right) / SURE)
+        return settled * (evidence if self.owner.side == "right" else -evidence)
+
+    @property
     def best(self) -> HandMesh:
         """The mesh of the track's side, or of the side that the evidence is for."""
         if self.track is not None and self.track.side in self.answers:
@@ -86,20 +96,23 @@ class Rivalries:
     def __init__(self) -> None:
         self._claims: dict[tuple[int, int], tuple[float, float]] = {}  # by numbers: the first one's lead, and when
 
-    def contest(self, first: View, second: View, time_s: float) -> View | None:
-        """Which of two tracks' views does not show the track's own hand, where hands are in each other's way.
+    def contest(self, first: View, second: View, time_s: float) -> list[View]:
+        """Which of two tracks' views do not show the track's own hand, where hands are in each other's way.
 
         Where two hands are seen but fit each other's tracks better, the views exchange their tracks.
         """
         a, b = first.owner, second.owner
         if min(a.seen_apart, b.seen_apart) < APART_FRAMES:
-            return _twin(first, second) if is_same_hand(first.best, second.best) else None
+            return [_twin(first, second)] if is_same_hand(first.best, second.best) else []
         if is_same_hand(first.best, second.best, ONE_MESH_DISTANCE):
             one = right_evidence({**second.side_scores, **first.side_scores})  # both views are of one hand
             lead = b.strangeness(second.best, one) - a.strangeness(first.best, one)
-            return first if self._claim(a, b, lead, time_s) < 0.0 else second
+            loser, winner = (first, second) if self._claim(a, b, lead, time_s) < 0.0 else (second, first)
+            if winner.fit <= -OPPOSED and winner.fit - loser.fit <= -OPPOSED:  # it is the other one that is hidden
+                loser.track, winner.track = winner.track, loser.track
+            return [loser]
         if overlap(first.best.box, second.best.box) <= ENTANGLED_IOU:
-            return None
+            return []
         a.entangled_s = b.entangled_s = 0.0
         views = (first, second)
         sides = [right_evidence(view.side_scores) for view in views]
@@ -107,7 +120,7 @@ class Rivalries:
         if cost[0][1] + cost[1][0] + SWAP_MARGIN < cost[0][0] + cost[1][1]:
             first.track, second.track = b, a
         surprises = [view.owner.surprise(view.best) for view in views]
-        return views[int(surprises[1] > surprises[0])] if max(surprises) > SURPRISE else None
+        return [views[int(surprises[1] > surprises[0])]] if max(surprises) > SURPRISE else []
 
     def _claim(self, a: Track, b: Track, lead: float, time_s: float) -> float:
         """Above zero if the hand that both could be is ``a``'s."""

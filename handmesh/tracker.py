@@ -44,6 +44,9 @@ SAME_PLACE_IOU = 0.8
 SEARCH_FOR_LOST_EVERY = 2
 """While a hand has just gone out of sight the detector runs every so many frames."""
 
+EDGE_WAITS_S = 0.3
+"""So long a hand that comes in over the picture's edge waits to be seen whole before it is taken for a lost one."""
+
 HIDDEN_S = 1.0
 """So long a hand that has gone behind another is looked for along its path."""
 
@@ -152,6 +155,7 @@ class HandTracker:
         self._time_s: float | None = None
         self._frame_size: tuple[int, int] | None = None
         self._since_detection = 0
+        self._waits_since_s = math.inf
         self._next_id = 0
 
     def __call__(
@@ -250,8 +254,7 @@ class HandTracker:
         assert time_s is not None
         for first, second in combinations(list(seen), 2):
             if first in seen and second in seen:
-                loser = self._rivalries.contest(first, second, time_s)
-                if loser is not None:
+                for loser in self._rivalries.contest(first, second, time_s):
                     seen.remove(loser)
                     if loser.owner.seen_apart < APART_FRAMES:
                         _log.debug("two tracks follow one hand: %d ends", loser.owner.id)
@@ -298,7 +301,9 @@ class HandTracker:
         if len(seen) >= self.max_hands:
             return []
         in_sight = [view.owner for view in seen]
-        recall(found, [track for track in self._tracks if track not in in_sight] + self._remembered)
+        lost = [track for track in self._tracks if track not in in_sight] + self._remembered
+        found = self._seen_whole(found, lost)
+        recall(found, lost)
         found = [view for view in found if view.path_of is None or view.path_of is view.track]
         found = sorted(found, key=lambda view: view.track is None)[: self.max_hands - len(seen)]  # known ones first
         for view in found:
@@ -314,6 +319,19 @@ class HandTracker:
                 self._remembered.remove(view.track)
                 self._tracks.append(view.track)
         return found
+
+    def _seen_whole(self, found: Sequence[View], lost: Sequence[Track]) -> list[View]:
+        """Without hands that come in over the picture's edge and may be either of two lost ones: these wait a little,
+        as half a hand tells its side badly."""
+        assert self._frame_size is not None and self._time_s is not None
+        height, width = self._frame_size
+        limits = np.array([-0.5, -0.5, 0.5 - width, 0.5 - height])  # of a box x1, y1, -x2, -y2 inside
+        whole = [view for view in found if np.all(view.best.box * [1, 1, -1, -1] >= limits)]
+        if len(whole) == len(found) or len({track.side for track in lost}) < 2:
+            self._waits_since_s = math.inf
+            return list(found)
+        self._waits_since_s = min(self._waits_since_s, self._time_s)
+        return whole if self._time_s - self._waits_since_s < EDGE_WAITS_S else list(found)
 
     def _give_way(self, found: Sequence[View], seen: list[View]) -> None:
         """Where all places are taken, what is hardly a hand, as nobody can tell its side, makes room for a sure one."""
