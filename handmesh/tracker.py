@@ -323,7 +323,8 @@ class HandTracker:
     def _seen_whole(self, found: Sequence[View], lost: Sequence[Track]) -> list[View]:
         """Without hands that come in over the picture's edge and may be either of two lost ones: these wait a little,
         as half a hand tells its side badly."""
-        assert self._frame_size is not None and self._time_s is not None
+        assert self._frame_size is not None
+        assert self._time_s is not None
         height, width = self._frame_size
         limits = np.array([-0.5, -0.5, 0.5 - width, 0.5 - height])  # of a box x1, y1, -x2, -y2 inside
         whole = [view for view in found if np.all(view.best.box * [1, 1, -1, -1] >= limits)]
