@@ -13,7 +13,7 @@ from typing import Any
 
 from handmesh.atomic import written_whole
 
-_PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino")
+_PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino", "nncf")
 
 
 def stamp() -> dict[str, Any]:

@@ -6,6 +6,7 @@ pass computes from weights alone (a cast, a slice) is folded by the runtimes whe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def store_float16(model: onnx.ModelProto) -> None:
         stored = numpy_helper.from_array(values.astype(np.float16), name + HALF)
         initializer.CopyFrom(stored)
         casts.append(helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
-    _replace_nodes(model, [*casts, *model.graph.node])
+    replace_nodes(model, [*casts, *model.graph.node])
 
 
 def split_depth_multipliers(model: onnx.ModelProto) -> None:
@@ -67,7 +68,7 @@ def split_depth_multipliers(model: onnx.ModelProto) -> None:
             done.add(users[0].output[0])
         else:
             nodes += _repeat_input(model, node, outputs_a_channel, weights[node.input[1]][0])
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
 
 
 def _depth_multiplier(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> int:
@@ -140,11 +141,37 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 
-def _replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give a graph these nodes in place of its own, of which they may hold some."""
     kept = list(nodes)
     del model.graph.node[:]
     model.graph.node.extend(kept)
 
 
-PASSES: tuple[Callable[[onnx.ModelProto], None], ...] = (strip, split_depth_multipliers)
+def divide_weights(model: onnx.ModelProto) -> None:
+    """Divide a convolution's weights, once, where its input would be divided for each channel in every run.
+
+    The image's standard deviation goes this way. Its mean must stay: outside of the image a convolution sees zeros,
+    which stand for the mean colour.
+    """
+    shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    divided: dict[str, onnx.NodeProto] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[0] in divided and _attribute(node, "group", 1) == 1:
+            division = divided[node.input[0]]
+            weight = f"{node.input[1]}_divided"
+            # (channels, 1, 1) broadcasts over weights (outputs, channels, height, width) as over images.
+            nodes.remove(division)
+            nodes.append(helper.make_node("Div", [node.input[1], division.input[1]], [weight]))
+            nodes.append(_like(node, [division.input[0], weight, *node.input[2:]], node.output[0]))
+            continue
+        nodes.append(node)
+        if node.op_type == "Div" and shapes.get(node.input[1], ())[1:] == (1, 1) and uses[node.output[0]] == 1:
+            divided[node.output[0]] = node
+    replace_nodes(model, nodes)
+
+
+PASSES: tuple[Callable[[onnx.ModelProto], None], ...] = (strip, split_depth_multipliers, divide_weights)
 """What every exported graph goes through, in order; `store_float16` where asked for."""

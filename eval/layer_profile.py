@@ -1,0 +1,9 @@
+"""Where the hand network's time goes: by stage, by operator and by layer, in float32 and int8, as onnxruntime runs it.
+
+python eval/layer_profile.py --out eval/results/layer_profile.json
+"""
+
+from handmesh.evaluation.layer_profile import main
+
+if __name__ == "__main__":
+    main()
