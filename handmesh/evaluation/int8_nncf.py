@@ -1,7 +1,7 @@
 """OpenVINO's own way to int8 (its toolkit nncf) beside our int8 twin, which onnxruntime's quantiser makes.
 
 Both are calibrated on the same crops and measured on the same hands; networks run on one thread, in turns. nncf is
-measured twice: with the layers in float that our twin leaves in float too, and left to itself.
+measured three times, as LAYERS says: from what our twin quantises to all that it can.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,20 @@ from handmesh.runtime import METADATA_KEY, Graph, load_graph
 if TYPE_CHECKING:
     import openvino
 
-FLOAT_TYPES = ("GroupConvolution", "MatMul")
-"""What our twin computes in float, in OpenVINO's words: depthwise convolutions, and all products of the head and the
-hand model. (Large linear layers of the head are int8 in our twin; here they take too little time to matter.)"""
+Layers = Literal["ours", "features", "all"]
+LAYERS: dict[Layers, str] = {
+    "ours": "depthwise and first convolutions and the head's products in float, as in our twin",
+    "features": "all convolutions in int8",
+    "all": "everything that it can quantise in int8, rotations and hand model too",
+}
+"""What nncf may quantise. The first two leave float whatever follows the keypoints' attention, as our twin does, whose
+only other difference is that the head's large linear layers are in int8."""
 
 
-def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], *, all_layers: bool) -> dict[str, int]:
+def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], layers: Layers) -> dict[str, int]:
     """Write the int8 form that nncf makes of an exported ONNX file as OpenVINO IR (.xml, with a .bin beside it).
 
-    `crops` (N, S, S, 3) are what ranges are fitted on. Without `all_layers` the first convolution and FLOAT_TYPES stay
-    in float. Returns how many operations of each kind read quantised weights.
+    `crops` (N, S, S, 3) are what ranges are fitted on. Returns how many operations of each kind read quantised weights.
 
     Raises:
         ModuleNotFoundError: nncf or OpenVINO is not installed.
@@ -53,20 +57,37 @@ def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], *, a
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(source)
     feeds = nncf.Dataset([{"crop": crops[i : i + 1]} for i in range(len(crops))])
-    first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
-    left = nncf.IgnoredScope(names=[first.get_friendly_name()], types=list(FLOAT_TYPES), validate=False)
+    names, types = kept_in_float(model, layers)
     quantised = nncf.quantize(
         model,
         feeds,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(crops),
-        ignored_scope=None if all_layers else left,
+        ignored_scope=nncf.IgnoredScope(names=names, types=types, validate=False),
     )
     place = ["framework", METADATA_KEY]
     description = json.loads(model.get_rt_info(place).value) | {"precision": "int8"}
     quantised.set_rt_info(json.dumps(description), place)
     openvino.save_model(quantised, target, compress_to_fp16=False)
     return _quantised_layers(quantised)
+
+
+def kept_in_float(model: openvino.Model, layers: Layers) -> tuple[list[str], list[str]]:
+    """Names and types of the operations that nncf is to leave alone."""
+    if layers == "all":
+        return [], []
+    names: list[str] = []
+    behind: set[str] = set()
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        follows = any(value.get_node().get_friendly_name() in behind for value in node.input_values())
+        if follows or node.get_type_name() == "Softmax":
+            behind.add(name)
+            names.append(name)
+    if layers == "features":
+        return names, ["MatMul"]
+    first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
+    return [*names, first.get_friendly_name()], ["MatMul", "GroupConvolution"]
 
 
 def _quantised_layers(model: openvino.Model) -> dict[str, int]:
@@ -125,10 +146,10 @@ def compare(weights: str, data: Path, calibrate: int, limit: int, turns: int) ->
     measuring = fixed_batch(dataset, size, rows.tolist())
     layers, megabytes = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, all_layers) in enumerate((("our choice of layers", False), ("its own choice", True))):
-            name = f"openvino int8 (nncf, {name})"
-            target = Path(folder) / f"nncf_{number}.xml"
-            layers[name] = quantise_openvino(weights_path(weights), target, fitting, all_layers=all_layers)
+        for kind in LAYERS:
+            name = f"openvino int8 (nncf, {kind})"
+            target = Path(folder) / f"{kind}.xml"
+            layers[name] = quantise_openvino(weights_path(weights), target, fitting, kind)
             megabytes[name] = sum(file.stat().st_size for file in Path(folder).glob(f"{target.stem}.*")) / 1e6
             contenders[name] = load_graph(target, "hand", runtime="openvino", threads=1)
         found = measure(contenders, "onnxruntime f32", measuring)
@@ -145,6 +166,7 @@ def compare(weights: str, data: Path, calibrate: int, limit: int, turns: int) ->
         "weights": weights,
         "calibrated_on": calibrate,
         "hands": len(rows),
+        "nncf": LAYERS,
         "timed": "processor time of one run on one thread",
         "networks": found,
     }
