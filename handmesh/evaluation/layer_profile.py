@@ -35,6 +35,7 @@ STAGES = ("input", "stem", "stage 1", "stage 2", "stage 3", "stage 4", "final co
 """In the order of the data. A node without weights belongs to the latest stage that its inputs come from."""
 
 SLOWEST = 15
+SMALL_SHARE = 0.01  # operators that take less make up one row of the table
 WARM_UP = 10  # runs
 
 _WEIGHT_STAGES = (
@@ -224,9 +225,15 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"{precision}: {found['network_ms']:.2f} ms, {found['macs'] / 1e6:.0f} M multiply-accumulates", ""]
         for key in ("stages", "operators"):
             lines += [f"| {key} | ms | share | M MACs | GFLOP/s |", "|---|---|---|---|---|"]
+            small = [name for name, row in found[key].items() if key == "operators" and row["share"] < SMALL_SHARE]
             for name, row in found[key].items():
+                if name in small:
+                    continue
                 rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
                 lines.append(f"| {name} | {row['ms']:.3f} | {row['share']:.1%} | {row['macs'] / 1e6:.1f} | {rate} |")
+            if small:
+                ms, share = (sum(found[key][name][what] for name in small) for what in ("ms", "share"))
+                lines.append(f"| {len(small)} others | {ms:.3f} | {share:.1%} | | |")
             lines.append("")
     return "\n".join(lines[:-1])
 
