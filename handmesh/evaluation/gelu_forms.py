@@ -72,7 +72,7 @@ def opened(path: Path, form: Form) -> Graph:
 
 
 def compare(weights: str, data: Path, limit: int, turns: int) -> dict[str, Any]:
-    """Times and errors of all forms, in float32 and where there is a twin int8, each against GELU as it is exported."""
+    """Times and errors of all forms, in float32 and where there is a twin int8, each against the exact one."""
     dataset = FreiHandDataset(data, "evaluation")
     rows = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int)
     plain = weights_path(weights)

@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from handmesh.atomic import written_whole
-from handmesh.model.graph_passes import store_float16
+from handmesh.model.graph_passes import approximate_gelu, store_float16
 
 Feed = Mapping[str, NDArray[Any]]
 Choose = Callable[[tuple[int, ...], int], bool]
@@ -74,6 +74,7 @@ def quantise_graph(source: Path, target: Path, feeds: Sequence[Feed], choose: Ch
             weight_type=QuantType.QInt8,
         )
         model = onnx.load(str(quantised))
+    approximate_gelu(model)
     store_float16(model)
     del model.metadata_props[:]
     description = json.loads(metadata["handmesh"]) | {"precision": "int8"}
