@@ -52,10 +52,14 @@ def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], laye
     try:
         import nncf
         import openvino
+        from openvino.passes import ConstantFolding, Manager
     except ImportError as error:
         raise ModuleNotFoundError("quantising for OpenVINO needs nncf: pip install 'handmesh[nncf]'") from error
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(source)
+    folding = Manager()  # nncf takes only constants for weights, not what is computed from them
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
     feeds = nncf.Dataset([{"crop": crops[i : i + 1]} for i in range(len(crops))])
     names, types = kept_in_float(model, layers)
     quantised = nncf.quantize(
