@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from handmesh.evaluation import int8_nncf  # noqa: E402
 
-INT8_TOLERANCE = 0.05  # of the largest output after three layers with 255 steps each
+INT8_TOLERANCE = 0.1  # of the largest output; activations have 255 steps, attention and the square double what is lost
 
 
 @pytest.fixture
@@ -57,11 +57,14 @@ def network(tmp_path):
 
 def test_what_follows_attention_stays_in_float(network):
     model = openvino.Core().read_model(network)
+    nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     names, types = int8_nncf.kept_in_float(model, "features")
-    assert {"attention", "square"} <= {name.split("/")[0] for name in names} | set(names)
-    assert not {"first", "second", "third"} & {name.split("/")[0] for name in names}
+    left = {nodes[name].get_type_name() for name in names}
+    assert {"Softmax", "MatMul", "Multiply"} <= left
+    assert not left & {"Convolution", "GroupConvolution", "Relu"}
     more, more_types = int8_nncf.kept_in_float(model, "ours")
-    assert [name.split("/")[0] for name in set(more) - set(names)] == ["first"]
+    (first,) = set(more) - set(names)
+    assert list(nodes[first].input_value(1).get_shape()) == [16, 3, 3, 3]
     assert set(more_types) - set(types) == {"GroupConvolution"}
     assert int8_nncf.kept_in_float(model, "all") == ([], [])
 

@@ -50,7 +50,7 @@ def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], laye
         ModuleNotFoundError: nncf or OpenVINO is not installed.
     """
     try:
-        import nncf
+        import nncf  # pyright: ignore[reportMissingImports]
         import openvino
         from openvino.passes import ConstantFolding, Manager
     except ImportError as error:

@@ -32,7 +32,7 @@ from handmesh.evaluation.timing import in_turns, repeated, summary
 from handmesh.runtime import INT8_SUFFIX, load_graph
 
 STAGES = ("input", "stem", "stage 1", "stage 2", "stage 3", "stage 4", "final convolution", "head", "hand model")
-"""In the order of the data. A node without weights belongs to the latest stage that its inputs come from."""
+"""In the order of the data."""
 
 SLOWEST = 15
 SMALL_SHARE = 0.01  # operators that take less make up one row of the table
@@ -76,10 +76,9 @@ def follow(nodes: Sequence[onnx.NodeProto], known: Callable[[onnx.NodeProto], st
     of_tensor: dict[str, str] = {}
     for node in nodes:
         before = [of_tensor[name] for name in node.input if name in of_tensor]
-        stage = known(node) or max(before, key=STAGES.index, default="input")
+        stage = known(node) or max(before, key=STAGES.index, default=STAGES[0])
         stages.append(stage)
-        if before or known(node) or any("crop" in name for name in node.input):
-            of_tensor |= dict.fromkeys(node.output, stage)
+        of_tensor |= dict.fromkeys(node.output, stage)
     return stages
 
 
@@ -131,7 +130,7 @@ def session_options(*, optimise: bool = True) -> onnxruntime.SessionOptions:
 
 
 def optimised_model(path: Path, folder: Path) -> onnx.ModelProto:
-    """What onnxruntime makes of a network file on this processor, its nodes named layer_0, layer_1, ..."""
+    """What onnxruntime makes of a network file on this processor; written to `folder`."""
     options = session_options()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
