@@ -164,6 +164,7 @@ def divide_weights(model: onnx.ModelProto) -> None:
     """
     shapes = {initializer.name: tuple(initializer.dims) for initializer in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
+    uses.update(value.name for value in model.graph.output)
     divided: dict[str, onnx.NodeProto] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
