@@ -18,7 +18,8 @@ INT8_TOLERANCE = 0.05  # of the largest output after three layers; activations h
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Three convolutions: of pixels, of each channel, and across channels; a large and a small linear layer behind.
+    """Three convolutions: of pixels, of each channel, and across channels; a large and a small linear layer behind,
+    a GELU between them.
 
     float16 weights as we export them.
     """
@@ -38,7 +39,8 @@ def original(tmp_path_factory):
         helper.make_node("GlobalAveragePool", ["d"], ["e"]),
         helper.make_node("Flatten", ["e"], ["f"]),
         helper.make_node("Gemm", ["f", "large"], ["g"], "large", transB=1),
-        helper.make_node("Gemm", ["g", "small"], ["y"], "small", transB=1),
+        helper.make_node("Gelu", ["g"], ["h"], "gelu"),
+        helper.make_node("Gemm", ["h", "small"], ["y"], "small", transB=1),
     ]
     graph = helper.make_graph(
         nodes,
@@ -80,6 +82,8 @@ def test_twin_answers_like_its_original(original, inputs, tmp_path, settings, la
     assert [name for name, kind in stored.items() if kind == TensorProto.INT8 and name.endswith("_quantized")] == [
         f"{layer}_quantized" for layer in layers
     ]
+    (gelu,) = (node for node in model.graph.node if node.op_type == "Gelu")
+    assert helper.get_node_attr_value(gelu, "approximate") == b"tanh"
     properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert properties == {"handmesh": {"kind": "hand", "input_size": 16, "precision": "int8"}}
 
