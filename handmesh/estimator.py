@@ -74,7 +74,7 @@ class HandMeshEstimator:
         faces: NDArray[np.integer],
         *,
         detector: HandDetector | None = None,
-        presence_threshold: float = 0.5,
+        presence_threshold: float = 0.9,
     ) -> None:
         """From the open parts: the hand network, the hand model's graph, its faces (F, 3) and a detector."""
         if not 0.0 <= presence_threshold <= 1.0:
@@ -110,7 +110,7 @@ class HandMeshEstimator:
         detector: str | Path | None = "detector",
         hand_model: str | Path | None = None,
         pose_graph: str | Path = "hand_model",
-        presence_threshold: float = 0.5,
+        presence_threshold: float = 0.9,
     ) -> HandMeshEstimator:
         """Open a hand network by its name or from a file, with its detector and its hand model, and warm it up.
 

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 MAX_GAP_S = 0.5
 """After a longer pause the hands have moved on, and all are searched for anew."""
 
+STAYS = 0.5
+"""The presence at which a known hand is still there; new ones need the estimator's threshold, which is higher."""
+
 SAME_HAND_IOU = 0.3
 """A detection that overlaps a hand in sight by more is that hand."""
 
@@ -90,8 +93,8 @@ class HandTracker:
     how it is mirrored. A settled side changes after about ``flip_after`` frames of certainty against it. Nothing is
     learnt of hands that are in each other's crops; with ``max_hands`` 2, the two are expected to be a pair.
 
-    **Losses.** A hand whose presence falls below the estimator's threshold is given out along its path for
-    ``bridge_frames`` more frames (its low score shows it).
+    **Losses.** New hands need the estimator's threshold of presence. A known one whose presence falls below `STAYS` is
+    given out along its path for ``bridge_frames`` more frames (its low score shows it).
 
     **Smoothing.** Rotations, direction and depth are filtered apart (`Smoothing`, which states the lag; ``None`` turns
     it off), the shape settles on one value, the hand is posed again and placed where its joints fit the keypoints, so
@@ -249,7 +252,8 @@ class HandTracker:
 
     def _follow(self, views: Sequence[View], dt_s: float) -> list[View]:
         """The views in which the track's own hand was found; the other tracks miss it."""
-        seen = [view for view in views if view.best.score >= self._estimator.presence_threshold]
+        least = min(STAYS, self._estimator.presence_threshold)
+        seen = [view for view in views if view.best.score >= least]
         time_s = self._time_s
         assert time_s is not None
         for first, second in combinations(list(seen), 2):

@@ -382,6 +382,19 @@ def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
     assert video.detections == 10
 
 
+def test_a_known_hand_stays_with_less_presence_than_a_new_one_needs(scripted, dim_frame):
+    scripted.presence_threshold = 0.9
+    scripted.found = [Detection(A, "right", 0.9)]
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.7)
+    tracker = HandTracker(scripted, smoothing=None)
+    assert tracker(dim_frame, 0.0) == []
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.95)
+    assert len(tracker(dim_frame, 1 / FPS)) == 1
+    scripted.see = lambda box, side: scripted.hand_at(box, side, 0.7)
+    for k in range(2, 30):
+        assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0]
+
+
 def test_hands_without_presence_start_no_track(make_video):
     video = make_video(fixed={"presence": 0.3})
     assert video.show(RIGHT) == []

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 MIN_IOU = 0.5
 FALSE_ALARMS_PER_FRAME = 0.01
-WORKING_THRESHOLD = 0.4  # HandDetector's default
+WORKING_THRESHOLD = 0.3  # HandDetector's default
 _LOWEST_SCORE = 0.02
 
 Detect = Callable[[NDArray[np.uint8]], Sequence[Detection]]
