@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 MAX_GAP_S = 0.5
 """After a longer pause the hands have moved on, and all are searched for anew."""
 
+STARTS = 0.4
+"""The score that a detection needs: more than in single pictures, as the next frames give another chance."""
+
 STAYS = 0.5
 """The presence at which a known hand is still there; new ones need the estimator's threshold, which is higher."""
 
@@ -237,7 +240,7 @@ class HandTracker:
         if len(in_sight) >= self.max_hands and not any(track.is_doubtful for track in in_sight):
             return []
         self._since_detection = 0
-        found = self._estimator.detect(frame)
+        found = [one for one in self._estimator.detect(frame) if one.score >= STARTS]
         found = [d for d in found if all(overlap(d.box, track.hand.box) < SAME_HAND_IOU for track in in_sight)]
         return found[: self.max_hands]
 

@@ -382,6 +382,14 @@ def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
     assert video.detections == 10
 
 
+def test_a_doubtful_detection_is_left_to_the_next_frames(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None)
+    scripted.found = [Detection(A, "right", 0.35)]
+    assert tracker(dim_frame, 0.0) == []
+    scripted.found = [Detection(A, "right", 0.45)]
+    assert len(tracker(dim_frame, 1 / FPS)) == 1
+
+
 def test_a_known_hand_stays_with_less_presence_than_a_new_one_needs(scripted, dim_frame):
     scripted.presence_threshold = 0.9
     scripted.found = [Detection(A, "right", 0.9)]
