@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
 from handmesh.detector import HandDetector
-from handmesh.handedness import right_evidence
+from handmesh.handedness import SURE, right_evidence
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
@@ -42,7 +42,7 @@ class _Wanted:
     frame: NDArray[np.uint8]
     box: NDArray[np.float64]
     side: Side
-    fixed: bool  # the side was given
+    fixed: bool  # the side is known
     detected: bool = False
 
 
@@ -169,9 +169,9 @@ class HandMeshEstimator:
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
         for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept. Detected
-        hands are looked at twice, first in the detector's box, then in that of the keypoints seen there. Without
-        ``camera`` that of the attribute `camera` is used; where there is none either, a field of view of 60 degrees
-        across the longer side is assumed, and ``HandMesh.camera.assumed`` says so.
+        hands are looked at twice, first in the detector's box, then, as one side if that is sure, in the box of the
+        keypoints seen there. Without ``camera`` that of the attribute `camera` is used; where there is none either, a
+        field of view of 60 degrees across the longer side is assumed, and ``HandMesh.camera.assumed`` says so.
 
         Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
         or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
@@ -271,7 +271,15 @@ class HandMeshEstimator:
         """One estimate each; a detector's box is rough, so that its hand is looked at again in its keypoints' box."""
         estimates, heard = self._look(wanted, [0.0] * len(wanted))
         again = [i for i, one in enumerate(wanted) if one.detected]
-        closer = [replace(wanted[i], box=box_of_keypoints(estimates[i].joints_2d)) for i in again]
+        closer = [
+            replace(
+                wanted[i],
+                box=box_of_keypoints(estimates[i].joints_2d),
+                side=estimates[i].side,
+                fixed=abs(heard[i]) >= SURE,
+            )
+            for i in again
+        ]
         for i, estimate in zip(again, self._look(closer, [heard[i] for i in again])[0], strict=True):
             estimates[i] = estimate
         return estimates

@@ -168,12 +168,15 @@ def test_detected_hands_are_looked_at_again_in_the_box_of_their_keypoints(estima
 
 def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):
     monkeypatch.setattr(estimator, "detector", lambda frame: [Detection(np.array(BOX, float), "right", 0.9)])
-    run, said = estimator._run, iter([0.99, 0.01, 0.4, 0.6])  # sure of a right hand, then leaning to a left one
+    run, said = estimator._run, iter([0.8, 0.2, 0.4, 0.6])  # leaning to a right hand, then less to a left one
 
     def unsure(wanted):
         return [replace(estimate, side_score=next(said)) for estimate in run(wanted)]
 
     monkeypatch.setattr(estimator, "_run", unsure)
+    (hand,) = estimator(frame)
+    assert (hand.side, hand.side_score) == ("right", 0.4)
+    said = iter([0.99, 0.01, 0.4])  # sure at once: the other side is not asked again
     (hand,) = estimator(frame)
     assert (hand.side, hand.side_score) == ("right", 0.4)
 
