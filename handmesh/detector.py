@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from handmesh.records import Detection, box_iou, check_frame
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 
+THRESHOLD = 0.3
+"""The least score of a hand, unless another one is asked for."""
+
 MIN_FRAME_SIDE = 16
 """Frames narrower or lower than this, in pixels, hold no hand that could be found."""
 
@@ -64,7 +67,7 @@ class Letterbox:
 class HandDetector:
     """A hand detector behind its graph. Raises ``ValueError`` if the graph's description lacks its input size."""
 
-    def __init__(self, graph: Graph, *, threshold: float = 0.3, max_iou: float = 0.5) -> None:
+    def __init__(self, graph: Graph, *, threshold: float = THRESHOLD, max_iou: float = 0.5) -> None:
         """Boxes below ``threshold`` are dropped, and so is the weaker of two that overlap by more than ``max_iou``."""
         for name, value in (("threshold", threshold), ("max_iou", max_iou)):
             if not 0.0 <= value <= 1.0:
@@ -84,7 +87,7 @@ class HandDetector:
         threads: int | None = None,
         precision: Precision | None = None,
         device: str = "cpu",
-        threshold: float = 0.3,
+        threshold: float = THRESHOLD,
         max_iou: float = 0.5,
     ) -> HandDetector:
         """Open a detector by its name or from an ONNX file; errors as in `load_graph`."""

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
 from handmesh.detector import HandDetector
-from handmesh.handedness import SURE, right_evidence
+from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
@@ -31,6 +31,9 @@ from handmesh.records import (
 from handmesh.refine import Refinement, refine
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 from handmesh.smoothing import rotmat_to_rotvec, rotvec_to_rotmat
+
+PRESENCE = 0.9
+"""What the network must say for a detected hand to be given out, unless another threshold is asked for."""
 
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
 
@@ -74,7 +77,7 @@ class HandMeshEstimator:
         faces: NDArray[np.integer],
         *,
         detector: HandDetector | None = None,
-        presence_threshold: float = 0.9,
+        presence_threshold: float = PRESENCE,
     ) -> None:
         """From the open parts: the hand network, the hand model's graph, its faces (F, 3) and a detector."""
         if not 0.0 <= presence_threshold <= 1.0:
@@ -110,7 +113,7 @@ class HandMeshEstimator:
         detector: str | Path | None = "detector",
         hand_model: str | Path | None = None,
         pose_graph: str | Path = "hand_model",
-        presence_threshold: float = 0.9,
+        presence_threshold: float = PRESENCE,
     ) -> HandMeshEstimator:
         """Open a hand network by its name or from a file, with its detector and its hand model, and warm it up.
 
@@ -294,7 +297,7 @@ class HandMeshEstimator:
         right = list(heard)
         for i, other in zip(unsure, estimates[len(wanted) :], strict=True):
             right[i] += right_evidence({one.side: one.side_score for one in (estimates[i], other)})
-            if (right[i] if other.side == "right" else -right[i]) > 0:
+            if for_side(other.side, right[i]) > 0:
                 estimates[i] = other
         return estimates[: len(wanted)], right
 

@@ -35,13 +35,18 @@ def log_odds(probability: float) -> float:
     return min(max(math.log(p / (1.0 - p)), -CERTAIN), CERTAIN)
 
 
+def for_side(side: Side, right_log_odds: float) -> float:
+    """Log odds of a hand of this side from those of a right hand."""
+    return right_log_odds if side == "right" else -right_log_odds
+
+
 def right_evidence(side_scores: Mapping[Side, float]) -> float:
     """Log odds of a right hand from a crop run as one side or as both.
 
     ``side_scores`` holds, for each side that the crop was run as, the probability that this side was right. Networks
     tend to confirm what they are asked, so two answers are worth more than their number: the tendency cancels.
     """
-    signed = [log_odds(score) if side == "right" else -log_odds(score) for side, score in side_scores.items()]
+    signed = [for_side(side, log_odds(score)) for side, score in side_scores.items()]
     return sum(signed) / len(signed)
 
 
@@ -66,7 +71,7 @@ class SideBelief:
 
     def signed(self, side: Side) -> float:
         """Log odds in favour of a side."""
-        return self.right if side == "right" else -self.right
+        return for_side(side, self.right)
 
     def hear(self, side_scores: Mapping[Side, float], trust: float) -> None:
         """Take one frame's answers in, with a weight of ``trust`` (0 where another hand is in the crop)."""
@@ -81,7 +86,7 @@ class SideBelief:
         view = self.right
         if partner is not None:
             view -= PAIR_PRIOR * min(max(partner.right / SURE, -1.0), 1.0)
-        if (view if self.side == "right" else -view) >= -MARGIN:
+        if for_side(self.side, view) >= -MARGIN:
             return False
         self.side = other_side(self.side)
         return True

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.handedness import SURE, right_evidence
+from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.records import HandMesh, Side, box_iou
 from handmesh.track import Track, middle_and_size
 
@@ -75,9 +75,8 @@ class View:
     @property
     def fit(self) -> float:
         """Log odds that a track's view shows a hand of its side, as far as that is settled."""
-        evidence = right_evidence(self.side_scores)
         settled = min(1.0, abs(self.owner.belief.right) / SURE)
-        return settled * (evidence if self.owner.side == "right" else -evidence)
+        return settled * for_side(self.owner.side, right_evidence(self.side_scores))
 
     @property
     def best(self) -> HandMesh:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.handedness import CERTAIN, SURE, SideBelief, right_evidence
+from handmesh.handedness import CERTAIN, SURE, SideBelief, for_side, right_evidence
 from handmesh.placement import project_joints
 from handmesh.records import Camera, HandMesh, Side, box_of_points, other_side
 from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFilter
@@ -140,7 +140,7 @@ class Track:
 
     def strangeness(self, hand: HandMesh, right_log_odds: float) -> float:
         """How little a hand next to another fits this track: `surprise`, and being of the other side."""
-        fits = (right_log_odds if self.side == "right" else -right_log_odds) / CERTAIN
+        fits = for_side(self.side, right_log_odds) / CERTAIN
         return self.surprise(hand) - SIDE_TELLS * fits * min(1.0, abs(self.belief.right) / SURE)
 
     def surprise(self, hand: HandMesh) -> float:
@@ -162,8 +162,7 @@ class Track:
 
     def note_path(self, side_scores: Mapping[Side, float], trust: float) -> None:
         """Keep the path that a hand is on that is surely this one, before another one comes into its crop."""
-        evidence = right_evidence(side_scores)
-        if trust > 0.5 and (evidence if self.side == "right" else -evidence) > SURE:
+        if trust > 0.5 and for_side(self.side, right_evidence(side_scores)) > SURE:
             self.alone = self.center, self.size, self.drift
 
     def _aim(self, center: NDArray[np.float64], size: float) -> None:
@@ -202,7 +201,7 @@ class Track:
     def likeness(self, hand: HandMesh, right_evidence: float) -> float:
         """How much a hand newly found looks like this one coming back: side, place and size; above -1 it may be."""
         center, size = middle_and_size(hand.joints_2d)
-        side = (right_evidence if self.side == "right" else -right_evidence) / CERTAIN
+        side = for_side(self.side, right_evidence) / CERTAIN
         side *= min(1.0, abs(self.belief.right) / SURE)
         reach = self.size * (1.0 + SPEED_OF_SIZES * self.missed_s)
         place = min(float(np.linalg.norm(center - self.center)) / reach, 2.0)

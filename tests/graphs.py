@@ -128,6 +128,18 @@ HAND_OUTPUTS = {
 HAND_DESCRIPTION = {"kind": "hand", "input_size": CROP_SIZE, "crop_scale": 1.6, "hand_model": "stub"}
 
 
+def save_small_network(path: Path, nodes: list, inputs: list, outputs: list, weights: dict, *, store=None) -> Path:
+    """A network of these nodes and float32 weights, which `store` may change, that says it reads hands of 16 px."""
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    if store is not None:
+        store(model)
+    helper.set_model_props(model, {"handmesh": json.dumps({"kind": "hand", "input_size": 16})})
+    save(model, str(path))
+    return path
+
+
 def build_hand_graph(path: Path, *, description: dict | str | None = None, **fixed) -> Path:
     """A hand network: 2D keypoints, presence and side are read off the drawn square, the rest is constant.
 

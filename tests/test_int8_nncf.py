@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="the comparison needs the train extra")
 openvino = pytest.importorskip("openvino", reason="the comparison needs the nncf extra")
 
-import onnx  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from graphs import save_small_network  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
 
 from handmesh.evaluation import int8_nncf  # noqa: E402
 
@@ -41,18 +40,9 @@ def network(tmp_path):
         helper.make_node("MatMul", ["f", "leave"], ["g"], "product"),
         helper.make_node("Mul", ["g", "g"], ["vertices"], "square"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("crop", TensorProto.UINT8, ["N", 16, 16, 3])],
-        [helper.make_tensor_value_info("vertices", TensorProto.FLOAT, ["N", 16, 5])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"handmesh": json.dumps({"kind": "hand", "input_size": 16})})
-    path = tmp_path / "small.onnx"
-    onnx.save(model, str(path))
-    return path
+    inputs = [helper.make_tensor_value_info("crop", TensorProto.UINT8, ["N", 16, 16, 3])]
+    outputs = [helper.make_tensor_value_info("vertices", TensorProto.FLOAT, ["N", 16, 5])]
+    return save_small_network(tmp_path / "small.onnx", nodes, inputs, outputs, weights)
 
 
 def test_what_follows_attention_stays_in_float(network):

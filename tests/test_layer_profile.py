@@ -10,7 +10,8 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="profiling needs the train extra")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from graphs import save_small_network  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
 
 from handmesh.assets import weights_path  # noqa: E402
 from handmesh.evaluation import layer_profile  # noqa: E402
@@ -43,18 +44,9 @@ def network(tmp_path):
         helper.make_node("Gemm", ["g", names[3]], ["betas"], transB=1),
         helper.make_node("MatMul", ["betas", names[4]], ["vertices"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "profiled",
-        [helper.make_tensor_value_info("crop", TensorProto.UINT8, ["N", 16, 16, 3])],
-        [helper.make_tensor_value_info("vertices", TensorProto.FLOAT, ["N", 33])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"handmesh": json.dumps({"kind": "hand", "input_size": 16})})
-    path = tmp_path / "profiled.onnx"
-    onnx.save(model, str(path))
-    return path
+    inputs = [helper.make_tensor_value_info("crop", TensorProto.UINT8, ["N", 16, 16, 3])]
+    outputs = [helper.make_tensor_value_info("vertices", TensorProto.FLOAT, ["N", 33])]
+    return save_small_network(tmp_path / "profiled.onnx", nodes, inputs, outputs, weights)
 
 
 def test_layers_stand_in_their_stages_with_their_multiplications(network):

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from graphs import save_small_network
+from onnx import TensorProto, helper
 
 from handmesh.model.graph_passes import store_float16
 from handmesh.model.quantise import all_but_the_first, quantise_graph
@@ -42,19 +43,11 @@ def original(tmp_path_factory):
         helper.make_node("Gelu", ["g"], ["h"], "gelu"),
         helper.make_node("Gemm", ["h", "small"], ["y"], "small", transB=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8])]
+    return save_small_network(
+        tmp_path_factory.mktemp("original") / "small.onnx", nodes, inputs, outputs, weights, store=store_float16
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    store_float16(model)
-    helper.set_model_props(model, {"handmesh": json.dumps({"kind": "hand", "input_size": 16})})
-    path = tmp_path_factory.mktemp("original") / "small.onnx"
-    onnx.save(model, str(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from handmesh.datasets.detection import (
     plain_folders,
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand
-from handmesh.detector import HandDetector
+from handmesh.detector import THRESHOLD, HandDetector
 from handmesh.records import Detection, box_iou
 from handmesh.runtime import load_graph
 
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 MIN_IOU = 0.5
 FALSE_ALARMS_PER_FRAME = 0.01
-WORKING_THRESHOLD = 0.3  # HandDetector's default
 _LOWEST_SCORE = 0.02
 
 Detect = Callable[[NDArray[np.uint8]], Sequence[Detection]]
@@ -66,8 +65,8 @@ class DetectionReport:
     """Numbers over many frames; shares in [0, 1], NaN where nothing was there to be counted.
 
     `recall_at_limit` is the recall at one false alarm per 100 frames, `threshold_at_limit` the score that gives it;
-    the other numbers are at WORKING_THRESHOLD. Sides are counted apart for true right and left hands: a detector
-    that always says "right" would look perfect on right hands alone.
+    the other numbers are at `HandDetector`'s threshold. Sides are counted apart for true right and left hands: a
+    detector that always says "right" would look perfect on right hands alone.
     """
 
     frames: int
@@ -128,8 +127,8 @@ def summarise(outcomes: Sequence[Outcome], false_alarms_per_frame: float = FALSE
     scores, hit = scores[order], hit[order]
     alarms = np.cumsum(~hit)
     within = int(np.searchsorted(alarms, false_alarms_per_frame * len(outcomes), side="right"))
-    working = scores >= WORKING_THRESHOLD
-    at_work = [o.hit & (o.scores >= WORKING_THRESHOLD) for o in outcomes]
+    working = scores >= THRESHOLD
+    at_work = [o.hit & (o.scores >= THRESHOLD) for o in outcomes]
     sided = [(o, w & o.side_known) for o, w in zip(outcomes, at_work, strict=True)]
     overlaps = _joined([o.iou[w] for o, w in zip(outcomes, at_work, strict=True)])
     return DetectionReport(
@@ -286,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "processor": platform.processor() or platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "min_iou": MIN_IOU,
-        "working_threshold": WORKING_THRESHOLD,
+        "working_threshold": THRESHOLD,
         "false_alarms_per_frame": FALSE_ALARMS_PER_FRAME,
     }
     write_results(args.output, reports, facts)

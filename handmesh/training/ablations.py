@@ -23,6 +23,7 @@ from handmesh.datasets.augment import AugmentConfig, ImagePool
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.datasets.sample import Batch
+from handmesh.evaluation.backbones import PEERS
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.ablated import build_arm, folded_arm
 from handmesh.model.regressor import HandRegressor, NetworkConfig
@@ -36,16 +37,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "overparameterisation": ("fastvit_t8", "fastvit_t8_plain"),
     "kernels": ("fastvit_t8", "fastvit_t8_small_kernels"),
     "attention": ("fastvit_s12", "fastvit_sa12", "fastvit_sa12_no_cpe"),
-    "backbones": (
-        "fastvit_t8",
-        "mobileone_s1",
-        "mobilenetv3_large_100",
-        "efficientnet_b0",
-        "convnext_atto",
-        "poolformer_s12",
-        "fastvit_s12",
-        "fastvit_sa12",
-    ),
+    "backbones": (*PEERS, "fastvit_s12", "fastvit_sa12"),
 }
 
 #: Mild, so that little training already tells networks apart; backgrounds are as rendered.
