@@ -7,7 +7,16 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from handmesh.evaluation.jitter import HandSeries
-from handmesh.evaluation.stereo import View, compare_views, epipolar_px, read_view, triangulate
+from handmesh.evaluation.stereo import (
+    HAND_SIZE_MM,
+    ROOT,
+    View,
+    compare_views,
+    epipolar_px,
+    read_view,
+    triangulate,
+    trusted_labels,
+)
 from handmesh.records import Camera
 
 LENS = (-0.014, 1.42, -0.0035, -0.0036, -6.4)
@@ -96,3 +105,19 @@ def test_calibrations_are_read_and_what_lacks_is_named(tmp_path):
     lens.write_text("intrinsic:\n900 zero 360\n")
     with pytest.raises(ValueError, match="no row of numbers"):
         read_view(lens, pose, 720, 720)
+
+
+def test_labels_that_agree_become_a_hand_of_the_size_taken_for_it():
+    first, second = views()
+    X = points()
+    pixels = first.camera.project(first.points(X)), second.camera.project(second.points(X))
+    pixels[1][2, 7] += 60.0  # one keypoint that cannot be where the other view sees it
+    labels = trusted_labels(first, second, np.arange(10, 15), pixels)
+    assert labels.frames.tolist() == [10, 11, 13, 14]
+    sizes = np.linalg.norm(labels.joints[:, ROOT] - labels.joints[:, 0], axis=-1)
+    assert np.median(sizes) == pytest.approx(HAND_SIZE_MM / 1e3)
+    ratio = np.linalg.norm(labels.joints[0, 5] - labels.joints[0, 9]) / np.linalg.norm(X[0, 5] - X[0, 9])
+    assert labels.joints[0] == pytest.approx(X[0] * ratio, abs=1e-6)
+    pixels[1][:, :, 1] += 60.0
+    with pytest.raises(ValueError, match="in none of 5 frames"):
+        trusted_labels(first, second, np.arange(5), pixels)

@@ -6,6 +6,7 @@ square): one scale is fitted for a whole clip, so that what is compared is how d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.camera_space import ROOT, place_errors
 from handmesh.evaluation.jitter import HandSeries
-from handmesh.evaluation.metrics import pa_error_mm
-from handmesh.records import Camera
+from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
+from handmesh.records import Camera, box_of_points
 from handmesh.skeleton import KEYPOINT_BONES
 
 SAME_HAND_PX = 30.0
 """Frames whose keypoints lie off their triangulation by more in the mean show different hands, or none."""
+
+TRUSTED_PX = 4.0
+"""A labeller's triangulation counts as truth where keypoints lie off by less in the mean, none thrice as far."""
+
+HAND_SIZE_MM = 90.0
+"""Taken for the wrist to the middle knuckle of the hand that nobody measured: errors in mm go with it."""
 
 Array = NDArray[np.float64]
 
@@ -109,11 +117,7 @@ def compare_views(first: View, second: View, hands: tuple[HandSeries, HandSeries
     pixels = hands[0].pixels[both], hands[1].pixels[both]
     points = triangulate(first, second, pixels)
     views = (first, second)
-    off = [
-        np.linalg.norm(view.camera.project(view.points(points)) - seen, axis=-1)
-        for view, seen in zip(views, pixels, strict=True)
-    ]
-    reprojection = np.mean(off, axis=0)  # (T, 21)
+    reprojection = np.mean(_reprojection_px(views, points, pixels), axis=0)  # (T, 21)
     same = reprojection.mean(axis=-1) < SAME_HAND_PX
     if not same.any():
         raise ValueError(f"of {int(both.sum())} frames with a hand in both views none shows the same one")
@@ -138,6 +142,77 @@ def compare_views(first: View, second: View, hands: tuple[HandSeries, HandSeries
             for found, true, ratio in zip(joints, placed, ratios, strict=True)
         ],
     }
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledHands:
+    """What another tracker's keypoints in N frames of two views triangulate to.
+
+    ``frames`` (N,); ``pixels`` (N, 21, 2) for each view; ``joints`` (N, 21, 3) m in the rig's axes.
+    """
+
+    frames: NDArray[np.integer]
+    pixels: tuple[Array, Array]
+    joints: Array
+
+
+def trusted_labels(
+    first: View, second: View, frames: NDArray[np.integer], pixels: tuple[Array, Array]
+) -> LabelledHands:
+    """The frames in which keypoints (N, 21, 2) of both views agree, as joints of a hand of ``HAND_SIZE_MM``.
+
+    Raises ``ValueError`` where they agree in none.
+    """
+    points = triangulate(first, second, pixels)
+    off = np.mean(_reprojection_px((first, second), points, pixels), axis=0)
+    good = (off.mean(axis=-1) < TRUSTED_PX) & (off.max(axis=-1) < 3 * TRUSTED_PX)
+    if not good.any():
+        raise ValueError(f"in none of {len(frames)} frames do the labels of both views agree within {TRUSTED_PX:g} px")
+    points = points[good]
+    size = np.median(np.linalg.norm(points[:, ROOT] - points[:, 0], axis=-1))
+    return LabelledHands(frames[good], (pixels[0][good], pixels[1][good]), points * (HAND_SIZE_MM / 1e3 / size))
+
+
+def compare_labelled(
+    estimator: HandMeshEstimator,
+    views: tuple[View, View],
+    clips: tuple[Sequence[NDArray[np.uint8]], Sequence[NDArray[np.uint8]]],
+    labels: LabelledHands,
+    guesses: tuple[Array, Array],
+) -> list[dict[str, float]]:
+    """Single frames against the labels' triangulation, by view: the estimator in the labels' boxes, and the labeller.
+
+    ``guesses`` are the labeller's own single-view joints (N, 21, 3). ``2d`` is a share of the longer side of the
+    labels' box; the labeller's is 0 as it is the truth there.
+    """
+    results = []
+    for view, clip, pixels, guess in zip(views, clips, labels.pixels, guesses, strict=True):
+        hands = [
+            estimator(clip[frame], boxes=box_of_points(seen)[None], camera=view.camera)[0]
+            for frame, seen in zip(labels.frames, pixels, strict=True)
+        ]
+        ours = pa_error_mm(np.stack([hand.joints for hand in hands]), labels.joints)
+        theirs = pa_error_mm(guess, labels.joints)
+        sides = [hand.side == "right" for hand in hands]
+        results.append(
+            {
+                "pa_mm": float(ours.mean()),
+                "pa_median_mm": float(np.median(ours)),
+                "labeller_pa_mm": float(theirs.mean()),
+                "labeller_pa_median_mm": float(np.median(theirs)),
+                "2d": float(keypoint_error(np.stack([hand.joints_2d for hand in hands]), pixels).mean()),
+                "right": float(np.mean(sides)),
+            }
+        )
+    return results
+
+
+def _reprojection_px(views: tuple[View, View], points: Array, pixels: tuple[Array, Array]) -> list[Array]:
+    """(T, 21) for each view."""
+    return [
+        np.linalg.norm(view.camera.project(view.points(points)) - seen, axis=-1)
+        for view, seen in zip(views, pixels, strict=True)
+    ]
 
 
 def _bones(joints: Array) -> Array:
