@@ -5,7 +5,15 @@ import pytest
 from samples import mirrored, posed_hand
 
 from handmesh.crop import CROP_SCALE, Crop
-from handmesh.datasets.augment import NO_AUGMENT, AugmentConfig, ImagePool, crop_affine, make_negative, make_target
+from handmesh.datasets.augment import (
+    NO_AUGMENT,
+    AugmentConfig,
+    ImagePool,
+    blend_amplitudes,
+    crop_affine,
+    make_negative,
+    make_target,
+)
 
 POOL = ImagePool([])
 TURNED = dataclasses.replace(NO_AUGMENT, turn_deg=40.0)
@@ -90,3 +98,23 @@ def test_negative_has_no_weights_but_presence():
     row = make_negative(POOL, 96, AugmentConfig(), np.random.default_rng(0))
     assert row.crop.shape == (96, 96, 3)
     assert (row.presence, row.weight_2d, row.weight_3d, row.weight_parameters, row.weight_right) == (0, 0, 0, 0, 0)
+
+
+def test_borrowed_amplitudes_are_coarse_and_leave_the_shapes():
+    rng = np.random.default_rng(5)
+    fine = np.tile(np.array([100, 140], np.uint8), (64, 32))[..., None].repeat(3, 2)
+    ramp = np.linspace(40, 220, 64).astype(np.uint8)[:, None, None].repeat(64, 1).repeat(3, 2)
+    mixed = blend_amplitudes(fine, ramp, rng).astype(float)
+    assert np.abs(np.diff(mixed, axis=1)).mean() == pytest.approx(40, abs=4)  # the stripes
+    assert 120 < mixed.mean() < 131  # between both means, 120 and 130
+    np.testing.assert_allclose(blend_amplitudes(ramp, ramp, rng).astype(int), ramp, atol=1)
+
+
+def test_only_rendered_crops_borrow_amplitudes_and_only_photos_turn_freely():
+    spectrum = dataclasses.replace(NO_AUGMENT, spectrum=1.0)
+    rendered, photo = posed_hand(3), dataclasses.replace(posed_hand(3), alpha=None, exact_depth=False)
+    assert (target(rendered, spectrum).crop != target(rendered).crop).any()
+    np.testing.assert_array_equal(target(photo, spectrum).crop, target(photo).crop)
+    turning = dataclasses.replace(NO_AUGMENT, large_photo_turn=1.0)
+    assert np.ptp([target(photo, turning, seed).joints_2d[0, 0] for seed in range(8)]) > 0.5
+    assert np.ptp([target(rendered, turning, seed).joints_2d[0, 0] for seed in range(8)]) == 0

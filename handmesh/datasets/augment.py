@@ -23,12 +23,14 @@ class AugmentConfig:
     turn_deg: float = 12.0  # standard deviation
     turn_limit_deg: float = 0.0  # and by as much as this, uniformly
     large_turn: float = 0.1  # turn by any angle
+    large_photo_turn: float = 0.4  # the same for photos that a tracker labelled: people hold hands up for those
     keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7
     occluder: float = 0.2
+    spectrum: float = 0.3  # give rendered crops the coarse amplitudes of a photo
     colour: float = 1.0
     grey: float = 0.05
-    blur: float = 0.3
+    blur: float = 0.45
     noise: float = 0.35
     jpeg: float = 0.4
     channel_gain: float = 0.0  # multiply each colour channel by 1 - this to 1 + this
@@ -75,7 +77,21 @@ def procedural_patch(rng: np.random.Generator, size: int) -> np.ndarray:
             cv2.ellipse(patch, (x, y), (w, h), rng.uniform(0, 180), 0, 360, colour, -1)
         else:
             cv2.line(patch, (x, y), (x + 4 * w - size, y + 4 * h - size), colour, int(rng.integers(1, 16)))
+    if rng.random() < 0.4:
+        _draw_fan(patch, rng)
     return cv2.GaussianBlur(patch, (0, 0), rng.uniform(0.3, 3)) if rng.random() < 0.5 else patch
+
+
+def _draw_fan(patch: np.ndarray, rng: np.random.Generator) -> None:
+    """Strokes out of one point, as of a plant: what is easily taken for fingers."""
+    size = len(patch)
+    root, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0.15, 0.5) * size
+    colour, width = rng.uniform(0, 255, 3), int(rng.integers(1, max(2, size // 14)))
+    start, spread = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, np.pi)
+    for angle in start + np.linspace(0, spread, int(rng.integers(3, 12))):
+        tip = root + radius * rng.uniform(0.7, 1.2) * np.array([np.cos(angle), np.sin(angle)])
+        shade = tuple(float(c) for c in (colour + rng.normal(0, 12)).clip(0, 255))
+        cv2.line(patch, (int(root[0]), int(root[1])), (int(tip[0]), int(tip[1])), shade, width, cv2.LINE_AA)
 
 
 def crop_affine(
@@ -99,7 +115,7 @@ def make_target(
     turn = np.radians(rng.normal(0, config.turn_deg))
     if config.turn_limit_deg:
         turn += np.radians(rng.uniform(-1, 1) * config.turn_limit_deg)
-    if rng.random() < config.large_turn:
+    if rng.random() < (config.large_turn if sample.exact_depth else config.large_photo_turn):
         turn = rng.uniform(-np.pi, np.pi)
     keep_left = rng.random() < config.keep_left
     mirrored = (sample.side == "left") != keep_left
@@ -108,6 +124,8 @@ def make_target(
     image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)
     if rng.random() < config.occluder:
         image, mask = _occlude(image, mask, pool, rng)
+    if sample.alpha is not None and rng.random() < config.spectrum:
+        image = blend_amplitudes(image, pool.patch(rng, size), rng)
     image = degrade(image, config, rng)
 
     joints_px = sample.joints_2d @ to_crop[:, :2].T + to_crop[:, 2]
@@ -226,6 +244,21 @@ def _occlude(
     opacity = cv2.GaussianBlur(shape, (3, 3), 0.7).astype(np.float32)[..., None] * (1 / 255)
     image = (image * (1 - opacity) + pool.patch(rng, size) * opacity).astype(np.uint8)
     return image, None if mask is None else np.where(shape > 0, np.uint8(0), mask)
+
+
+def blend_amplitudes(image: np.ndarray, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`image` with its coarsest waves as strong as those of `photo`, wholly or in part; (S, S, 3) uint8 each.
+
+    Phases, which hold the shapes, stay: Fourier domain adaptation (Yang and Soatto, CVPR 2020).
+    """
+    waves, other = (np.fft.rfft2(layer.astype(np.float32), axes=(0, 1)) for layer in (image, photo))
+    reach, share = int(rng.integers(1, 5)), np.float32(rng.uniform(0.1, 0.8))
+    for rows in (slice(0, reach + 1), slice(-reach, None)):
+        block = waves[rows, : reach + 1]
+        strength = np.abs(block)
+        wanted = strength + share * (np.abs(other[rows, : reach + 1]) - strength)
+        block *= wanted / np.maximum(strength, 1e-6)
+    return np.fft.irfft2(waves, s=image.shape[:2], axes=(0, 1)).clip(0, 255).astype(np.uint8)
 
 
 def degrade(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

@@ -46,6 +46,7 @@ ABLATION_AUGMENT = AugmentConfig(
     shift=0.04,
     turn_deg=15.0,
     large_turn=0.0,
+    spectrum=0.0,
     keep_left=0.0,
     new_background=0.0,
     occluder=0.0,
