@@ -14,6 +14,9 @@ from torch import nn
 Variant = Literal["t8", "t12", "s12", "sa12", "sa24", "sa36", "ma36"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
+ActivationName = Literal["gelu", "relu6"]
+ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"gelu": nn.GELU, "relu6": nn.ReLU6}
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,13 @@ class BackboneFeatures(NamedTuple):
     final: torch.Tensor  # stride 32, after the last, channel-doubling convolution
 
 
-def build_backbone(variant: Variant = "t8", *, pretrained: bool = False, drop_path: float = 0.0) -> FastVit:
+def build_backbone(
+    variant: Variant = "t8",
+    *,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    activation: ActivationName = "gelu",
+) -> FastVit:
     """Build one of timm's FastViT models without its classifier.
 
     Args:
@@ -34,21 +43,26 @@ def build_backbone(variant: Variant = "t8", *, pretrained: bool = False, drop_pa
         pretrained: load timm's ImageNet-1k weights from the model hub. Without them the network is
             initialised for short training from scratch, see `initialise_for_short_training`.
         drop_path: stochastic-depth rate of the deepest block.
+        activation: "gelu" is the paper's; "relu6" costs nothing where a runtime folds it into the convolution
+            before it, above all in int8, whose range it becomes.
 
     Raises:
-        ValueError: unknown variant.
+        ValueError: unknown variant or activation.
         ConnectionError: `pretrained` was asked for and the hub cannot be reached.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown FastViT variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
     name = f"fastvit_{variant}"
+    how = {"num_classes": 0, "drop_path_rate": drop_path, "act_layer": ACTIVATIONS[activation]}
     if not pretrained:
-        model = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
+        model = timm.create_model(name, **how)
         assert isinstance(model, FastVit)
         initialise_for_short_training(model)
         return model
     try:
-        model = timm.create_model(f"{name}.apple_in1k", pretrained=True, num_classes=0, drop_path_rate=drop_path)
+        model = timm.create_model(f"{name}.apple_in1k", pretrained=True, **how)
     except Exception as error:  # timm, huggingface_hub and their HTTP client each raise types of their own
         raise ConnectionError(
             f"the ImageNet weights of {name} could not be fetched from the model hub ({error}); "

@@ -163,7 +163,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     size = network.config.input_size
     vertices = network.hand_model.vertex_count
     meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "vertices": vertices}
-    meta |= {"variant": network.config.variant, "head": network.config.head}
+    meta |= {"variant": network.config.variant, "head": network.config.head, "activation": network.config.activation}
     meta |= {"hand_model": "mano" if vertices == MANO_VERTEX_COUNT else "handmesh-open"}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     export_graph(DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
@@ -263,7 +263,12 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:
         meta = json.loads(described)
-        config = NetworkConfig(variant=meta["variant"], head=meta["head"], input_size=meta["input_size"])
+        config = NetworkConfig(
+            variant=meta["variant"],
+            head=meta["head"],
+            input_size=meta["input_size"],
+            activation=meta.get("activation", "gelu"),
+        )
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
     network = fold(HandRegressor(config, hand_model))
@@ -326,7 +331,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "onnxruntime_mm": runtime_parity_mm(rounded, path, crops),
     }
     seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
-    facts = {"variant": network.config.variant, "head": network.config.head, "input_size": size, "samples_seen": seen}
+    built = network.config
+    facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
+    facts["samples_seen"] = seen
     register_weights(args.folder, args.name, path, {"kind": "hand", **facts, "parity": report})
     forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before
     register_weights(args.folder, pose_graph, args.folder / f"{pose_graph}.onnx", {"kind": "hand_model"})

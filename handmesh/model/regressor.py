@@ -13,7 +13,7 @@ from torch import nn
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
-from handmesh.model.backbone import Variant, backbone_features, build_backbone
+from handmesh.model.backbone import ActivationName, Variant, backbone_features, build_backbone
 from handmesh.model.hand_model import HandModel
 from handmesh.model.head import HeadName, HeadOutput, build_head
 
@@ -29,6 +29,7 @@ class NetworkConfig:
     head: HeadName = "tokens"
     input_size: int = 128  # px, a multiple of 32
     drop_path: float = 0.0
+    activation: ActivationName = "gelu"  # of the backbone
 
     def __post_init__(self) -> None:
         if self.input_size < 64 or self.input_size % 32:
@@ -58,7 +59,7 @@ class HandRegressor(nn.Module):
         super().__init__()
         self.config = config
         self.backbone: Any = backbone or build_backbone(
-            config.variant, pretrained=pretrained, drop_path=config.drop_path
+            config.variant, pretrained=pretrained, drop_path=config.drop_path, activation=config.activation
         )
         stages = [info["num_chs"] for info in self.backbone.feature_info]
         self.head = build_head(config.head, (stages[1], stages[2], stages[3], self.backbone.num_features))

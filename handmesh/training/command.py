@@ -22,7 +22,7 @@ from handmesh.datasets.mixture import HandDataset, Mixture
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
 from handmesh.evaluation.report import stamp
-from handmesh.model.backbone import VARIANTS
+from handmesh.model.backbone import ACTIVATIONS, VARIANTS
 from handmesh.model.head import HEADS
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_ops import reuse_freed_memory
@@ -31,7 +31,7 @@ from handmesh.training.loop import Trainer
 
 _VALIDATION_HANDS = 500  # of an evaluation split, measured during training
 
-_NETWORK_OPTIONS = {"variant": "variant", "head": "head", "size": "input_size"}
+_NETWORK_OPTIONS = {"variant": "variant", "head": "head", "activation": "activation", "size": "input_size"}
 _CONFIG_OPTIONS = ("batch_size", "learning_rate", "decay", "epochs", "pretrained", "seed")
 
 
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     change = parser.add_argument_group("changes of the preset")
     change.add_argument("--variant", choices=VARIANTS)
     change.add_argument("--head", choices=HEADS, help="global: the FastViT paper's; tokens: ours")
+    change.add_argument("--activation", choices=ACTIVATIONS, help="of the backbone; gelu: the FastViT paper's")
     change.add_argument("--size", type=int, help="crop size in px")
     change.add_argument("--samples", type=int, help="length of the run")
     change.add_argument("--epochs", type=float, help="length in passes over the first of the data sets given")

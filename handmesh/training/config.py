@@ -102,8 +102,8 @@ def _freihand(variant: Variant, drop_path: float) -> TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "fast": TrainConfig(),
-    "accurate": TrainConfig(network=NetworkConfig(input_size=192)),
+    "fast": TrainConfig(network=NetworkConfig(activation="relu6")),
+    "accurate": TrainConfig(network=NetworkConfig(input_size=192, activation="relu6")),
     "smoke": TrainConfig(network=NetworkConfig(input_size=64), samples=2_000, batch_size=16, warmup=200),
     "freihand-t8": _freihand("t8", 0.0),
     "freihand-sa12": _freihand("sa12", 0.1),

@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,11 @@ class Trainer:
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
         network = unfold(load_torch_network(path), crops)
-        if network.config != self.config.network:
-            raise ValueError(f"{path} holds {network.config}, this run trains {self.config.network}")
+        wanted = self.config.network  # weights may go on with another activation
+        if replace(network.config, activation=wanted.activation) != wanted:
+            raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
         network.hand_model = self.network.hand_model
-        self.network = network
+        self.network.load_state_dict(network.state_dict())
 
     @property
     def seen(self) -> int:
