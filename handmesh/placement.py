@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,23 +34,8 @@ def solve_translation(
     """
     joints = np.asarray(joints, np.float64)
     rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
-    b = rays * joints[..., 2:] - joints[..., :2]  # (N, 21, 2)
-    u_v = np.square(rays).sum(-1, keepdims=True)
-    # A keypoint's part in the normal equations is its weight times these.
-    moments = np.concatenate(
-        [np.ones_like(u_v), rays, u_v, b, (rays * b).sum(-1, keepdims=True)], axis=-1
-    )  # (N, 21, 7)
     focal = np.array([camera.fx, camera.fy])
-    weights = np.ones(rays.shape[:-1])  # (N, 21)
-    translation = _weighted_solve(moments, weights)
-    for _ in range(steps):
-        depth = np.maximum(joints[..., 2] + translation[:, None, 2], MIN_DEPTH_M)
-        errors = (translation[:, None, :2] - rays * translation[:, None, 2:] - b) * focal
-        errors_sq = np.square(errors).sum(-1) / np.square(depth)
-        median_sq = np.partition(errors_sq, 10, axis=-1)[:, 10:11]  # of 21; np.median takes ten times as long
-        usual_sq = np.maximum(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
-        weights = 1.0 / ((1.0 + errors_sq / usual_sq) * np.square(depth))
-        translation = _weighted_solve(moments, weights)
+    translation = np.array([_solve_one(*hand, focal, steps) for hand in zip(joints, rays, strict=True)]).reshape(-1, 3)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
     lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
     if lost.any():
@@ -58,16 +44,41 @@ def solve_translation(
     return translation
 
 
-def _weighted_solve(moments: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Least-squares translations (N, 3) from the keypoints' moments (N, 21, 7) under weights (N, 21).
+def _solve_one(joints: NDArray, rays: NDArray, focal: NDArray, steps: int) -> tuple[float, float, float]:
+    """The translation of one hand from joints (21, 3) and rays (21, 2); one by one, in plain floats, is the faster."""
+    depths = joints[:, 2]
+    b = rays * depths[:, None] - joints[:, :2]
+    # A keypoint's part in the normal equations is its weight times these.
+    moments = np.empty((7, len(joints)))
+    moments[0] = 1.0
+    moments[1:3] = rays.T
+    moments[3] = (rays * rays).sum(-1)
+    moments[4:6] = b.T
+    moments[6] = (rays * b).sum(-1)
+    tx, ty, tz = _weighted_solve(moments, moments[0])
+    for _ in range(steps):
+        depth = np.maximum(depths + tz, MIN_DEPTH_M)
+        errors = (np.array((tx, ty)) - rays * tz - b) * focal
+        nearness = 1.0 / (depth * depth)
+        errors_sq = (errors * errors).sum(-1) * nearness
+        median_sq = np.partition(errors_sq, 10)[10]  # of 21; np.median takes ten times as long
+        usual_sq = max(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
+        tx, ty, tz = _weighted_solve(moments, nearness / (1.0 + errors_sq / usual_sq))
+    return tx, ty, tz
+
+
+def _weighted_solve(moments: NDArray, weights: NDArray) -> tuple[float, float, float]:
+    """Least-squares translation from the keypoints' moments (7, 21) under weights (21,).
 
     The normal equations [w 0 -u; 0 w -v; -u -v u_v] t = [x, y, -r], in weighted sums, solved for the depth first.
     """
-    w, u, v, u_v, x, y, r = (weights[:, None] @ moments)[:, 0].T
+    w, u, v, u_v, x, y, r = (moments @ weights).tolist()
+    if not w > 0.0:  # keypoints that are not finite
+        return math.nan, math.nan, math.nan
     # A hair of damping keeps the equations solvable when all keypoints coincide.
     spread = u_v - (u * u + v * v) / w + 1e-12 * (2.0 * w + u_v)
     z = ((u * x + v * y) / w - r) / spread
-    return np.stack([(x + u * z) / w, (y + v * z) / w, z], axis=-1)
+    return (x + u * z) / w, (y + v * z) / w, z
 
 
 def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:
