@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
-from handmesh.model.backbone import Variant
+from handmesh.model.backbone import ActivationName, Variant
 from handmesh.model.deploy import (
     HAND_OUTPUTS,
     export_hand_model,
@@ -24,10 +24,10 @@ RUNTIME_TOLERANCE_MM = 0.05
 FLOAT16_TOLERANCE_MM = 1.0  # of random weights; the published ones are measured when they are made
 
 
-def seasoned(variant: Variant, size: int = 64) -> HandRegressor:
+def seasoned(variant: Variant, size: int = 64, activation: ActivationName = "gelu") -> HandRegressor:
     """A network whose batch norms have seen something, so that folding them is not trivial."""
     torch.manual_seed(0)
-    network = HandRegressor(NetworkConfig(variant=variant, input_size=size))
+    network = HandRegressor(NetworkConfig(variant=variant, input_size=size, activation=activation))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -80,6 +80,20 @@ def test_exported_network_equals_torch_and_is_plain(tmp_path, crops):
 
     assert parity_mm(folded, load_torch_network(path), crops) < FOLD_TOLERANCE_MM
     assert runtime_parity_mm(load_torch_network(half), half, crops) < RUNTIME_TOLERANCE_MM
+
+
+def test_a_backbone_of_relu6_is_exported_and_read_as_such(tmp_path, crops):
+    folded = fold(seasoned("t8", activation="relu6"))
+    path = tmp_path / "hand.onnx"
+    export_hand_network(folded, path, name="test", float16=False)
+    assert runtime_parity_mm(folded, path, crops) < RUNTIME_TOLERANCE_MM
+    nodes = list(onnx.load(str(path)).graph.node)
+    convolved = {output for node in nodes if node.op_type == "Conv" for output in node.output}
+    assert not [node for node in nodes if node.op_type == "Gelu" and node.input[0] in convolved]
+    assert len([node for node in nodes if node.op_type == "Clip" and node.input[0] in convolved]) > 10
+    again = load_torch_network(path)
+    assert again.config == folded.config
+    assert parity_mm(folded, again, crops) < FOLD_TOLERANCE_MM
 
 
 def test_exported_hand_model_equals_torch(tmp_path, crops):

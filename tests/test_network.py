@@ -57,6 +57,8 @@ def test_every_variant_feeds_a_head(variant):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="t8"):
         build_backbone("t9")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="relu6"):
+        build_backbone(activation="swish")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="tokens"):
         build_head("transformer", (1, 1, 1, 1))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="multiple of 32"):
