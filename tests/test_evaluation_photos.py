@@ -7,7 +7,7 @@ import pytest
 
 from handmesh import HandTracker
 from handmesh.evaluation.photos import LabelledHand, match, measure_clip, measure_photos, summarise
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import stamp, write_result
 
 
 def hands_of(estimator):
@@ -79,3 +79,11 @@ def test_results_carry_a_stamp_and_round_numbers(tmp_path):
     assert stored["error"] == 0.333333
     assert stored["rows"] == [{"x": 0.666667}]
     assert {"commit", "date", "processor", "cores", "python", "versions"} <= set(stored["stamp"])
+
+
+def test_the_stamp_is_of_this_code_wherever_one_stands_and_needs_no_git(tmp_path, monkeypatch):
+    here = stamp()["commit"]
+    monkeypatch.chdir(tmp_path)
+    assert stamp()["commit"] == here
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert stamp()["commit"] is None

@@ -17,8 +17,7 @@ _PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino
 
 
 def stamp() -> dict[str, Any]:
-    """Commit (with "-dirty" for uncommitted changes), date, processor, cores and package versions."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    """Commit of this code (with "-dirty" for uncommitted changes), date, processor, cores and package versions."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -26,13 +25,22 @@ def stamp() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": git("describe", "--always", "--dirty").strip() or None,
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def git(*arguments: str) -> str:
+    """What git says in the folder of this code; nothing where there is no git, or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
 
 
 def write_result(path: Path, facts: dict[str, Any], *, digits: int = 6) -> None:

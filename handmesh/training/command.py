@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.mixture import HandDataset, Mixture
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
-from handmesh.evaluation.report import stamp
+from handmesh.evaluation.report import git, stamp
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS
 from handmesh.model.head import HEADS
 from handmesh.training.config import PRESETS, TrainConfig
@@ -121,9 +120,8 @@ def write_run_facts(folder: Path, config: TrainConfig, options: argparse.Namespa
     """Write `run.json` (config, options, commit, machine; one entry per start) and changes that git has not."""
     file = folder / "run.json"
     starts = json.loads(file.read_text())["starts"] if file.is_file() else []
-    repository = Path(__file__).parent
     starts.append({"arguments": {key: str(value) for key, value in vars(options).items()}, **stamp()})
-    diff = subprocess.run(["git", "diff", "HEAD"], cwd=repository, capture_output=True, text=True, check=False).stdout
+    diff = git("diff", "HEAD")
     if diff:
         starts[-1]["changes"] = f"changes_{len(starts)}.patch"
         (folder / starts[-1]["changes"]).write_text(diff)
