@@ -160,9 +160,10 @@ def test_frames_without_hands_have_no_recall() -> None:
     assert report.false_alarms == 1
 
 
-def test_results_are_plain_json(tmp_path: Path) -> None:
+def test_results_are_plain_json_with_a_stamp(tmp_path: Path) -> None:
     path = tmp_path / "results" / "detector.json"
     write_results(path, {"empty": summarise([_frame([], 0)])}, {"model": "m"})
     stored = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert stored["model"] == "m"
+    assert "commit" in stored["stamp"]
     assert stored["results"]["empty"]["recall"] is None

@@ -6,10 +6,8 @@ What is measured is the deployed detector (`handmesh.detector.HandDetector`), fr
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import logging
-import platform
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from handmesh.datasets.detection import (
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand
 from handmesh.detector import THRESHOLD, HandDetector
+from handmesh.evaluation.report import write_result
 from handmesh.records import Detection, box_iou
 from handmesh.runtime import load_graph
 
@@ -249,18 +248,12 @@ def full_report(model: Path, root: Path, clip: Path | None, threads: int | None 
 
 
 def write_results(path: Path, reports: dict[str, DetectionReport], facts: dict[str, object]) -> None:
-    """One JSON file: what was run on what, then the numbers (NaN as null)."""
+    """One stamped result file: what was run on what, then the numbers (NaN as null)."""
     rows = {
         name: {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(report).items()}
         for name, report in reports.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
-
-
-def _commit() -> str | None:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return git.stdout.strip() or None
+    write_result(path, {**facts, "results": rows})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,17 +266,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    import hashlib
-
-    import onnxruntime
-
     reports = full_report(args.model, args.data, args.clip, args.threads)
     facts = {
         "model": args.model.name,
-        "commit": _commit(),
         "sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
-        "processor": platform.processor() or platform.machine(),
-        "onnxruntime": onnxruntime.__version__,
         "min_iou": MIN_IOU,
         "working_threshold": THRESHOLD,
         "false_alarms_per_frame": FALSE_ALARMS_PER_FRAME,
