@@ -40,6 +40,24 @@ def test_a_twin_is_kept_if_it_wins(folder, monkeypatch, loses, ratio, kept):
         assert (entries["mine_int8"]["kind"], entries["mine_int8"]["precision"]) == ("hand", "int8")
 
 
+def test_a_failure_leaves_the_twin_that_was_there(folder, monkeypatch):
+    (folder / "mine_int8.onnx").write_bytes(b"earlier")
+    register_weights(folder, "mine_int8", folder / "mine_int8.onnx", {"kind": "hand", "precision": "int8"})
+    before = (folder / "weights.json").read_text()
+    with pytest.raises(FileNotFoundError):
+        quantisation.main(["mine", "--data", str(folder / "nowhere"), "--folder", str(folder)])
+
+    def interrupted(source, target, data, calibrate):
+        target.write_bytes(b"twin")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(quantisation.QUANTISERS, "hand", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantisation.main(["mine", "--data", "any", "--folder", str(folder)])
+    assert (folder / "mine_int8.onnx").read_bytes() == b"earlier"
+    assert (folder / "weights.json").read_text() == before
+
+
 def test_only_hand_networks_and_detectors_of_a_table_have_twins(folder):
     register_weights(folder, "poses", folder / "mine.onnx", {"kind": "hand_model"})
     for name in ("poses", "unknown"):

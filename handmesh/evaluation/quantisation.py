@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.assets import ASSETS, load_hand_model
+from handmesh.atomic import written_whole
 from handmesh.datasets.detection import VALIDATION_SETS
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.sample import Batch
@@ -136,16 +139,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     kind = registered_kind(args.folder, args.name)
     source, target = (args.folder / f"{args.name}{suffix}.onnx" for suffix in ("", INT8_SUFFIX))
-    forget_weights(args.folder, target.stem)
-    result = QUANTISERS[kind](source, target, args.data, args.calibrate)
-    result["megabytes"] = {"f32": source.stat().st_size / 1e6, "int8": target.stat().st_size / 1e6}
-    result["kept"] = not result.pop("loses") and result["one_thread"]["ratio"] < 1.0
-    _log.info("%s", json.dumps(result, indent=1))
-    if result["kept"]:
-        register_weights(args.folder, target.stem, target, {"kind": kind, "precision": "int8"})
-    else:
-        target.unlink()
-        _log.warning("int8 does not win here: %s is not kept", target.name)
+    with tempfile.TemporaryDirectory() as folder:  # an earlier twin stays in use until this one is judged
+        twin = Path(folder) / target.name
+        result = QUANTISERS[kind](source, twin, args.data, args.calibrate)
+        result["megabytes"] = {"f32": source.stat().st_size / 1e6, "int8": twin.stat().st_size / 1e6}
+        result["kept"] = not result.pop("loses") and result["one_thread"]["ratio"] < 1.0
+        _log.info("%s", json.dumps(result, indent=1))
+        if result["kept"]:
+            with written_whole(target) as temporary:
+                shutil.copyfile(twin, temporary)
+            register_weights(args.folder, target.stem, target, {"kind": kind, "precision": "int8"})
+        else:
+            forget_weights(args.folder, target.stem)
+            _log.warning("int8 does not win here: there is no %s", target.name)
     if args.out is not None:
         write_result(args.out, {"weights": args.name, **result})
 
