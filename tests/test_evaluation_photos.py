@@ -73,6 +73,19 @@ def test_folders_and_clips_are_measured_against_their_labels(estimator, tmp_path
     assert row["2d"] < 0.05
 
 
+def test_photos_of_a_clip_are_known_by_their_number_where_some_have_no_trusted_label(estimator, tmp_path):
+    frame, found = hands_of(estimator)
+    empty = np.zeros_like(frame)
+    write_folder(tmp_path / "clip", [empty, frame], found)
+    write_folder(tmp_path / "labelled", [empty, frame], found)
+    file = tmp_path / "labelled" / "labels.json"
+    labels = json.loads(file.read_text())
+    labels["00000.png"]["hands"] = []
+    file.write_text(json.dumps(labels))
+    row = measure_clip(HandTracker(estimator, smoothing=None), tmp_path / "clip", tmp_path / "labelled", every=1)
+    assert (row["labels"], row["matched"]) == (2, 2)
+
+
 def test_results_carry_a_stamp_and_round_numbers(tmp_path):
     write_result(tmp_path / "a" / "result.json", {"error": 1 / 3, "rows": [{"x": 2 / 3}]})
     stored = json.loads((tmp_path / "a" / "result.json").read_text())

@@ -65,11 +65,12 @@ def measure_frames(find: Callable[[NDArray[np.uint8]], list[HandMesh]], folder: 
 
 
 def measure_clip(tracker: HandTracker, video: Path, folder: Path, *, every: int) -> dict[str, float]:
-    """A tracker on a video of which every `every`-th frame is a photo of `folder`, perhaps smaller.
+    """A tracker on a video: photo number n of `folder` (00012.jpg), perhaps smaller, is the video's frame n * `every`.
 
-    Adds to `summarise`: frames, frames with a hand, frames without, and how many tracks and sides were given out.
+    Adds to `summarise`: frames, frames with a hand, and how many tracks and sides were given out. Raises ValueError for
+    photos whose names are no numbers.
     """
-    labelled = dict(enumerate(labelled_photos(folder)))
+    labelled = {int(path.stem): (path, hands) for path, hands in labelled_photos(folder)}
     pairs: list[tuple[HandMesh, LabelledHand]] = []
     frames = drawn = labels = 0
     tracks: set[int | None] = set()
