@@ -431,6 +431,8 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
 
     if options.save is not None or options.out is not None:
         raise ValueError("with --results nothing is drawn and no mesh file written: leave out --out and --save")
+    if options.hand is not None or options.refine:
+        raise ValueError("--results takes hands as the network sees them: leave out --hand and --refine")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # write the index when the system ends us
     task = Task(
         kind,

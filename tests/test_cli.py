@@ -202,6 +202,8 @@ def test_webcam_with_a_camera_that_was_asked_for_and_is_missing_fails(capsys):
         (["webcam", "--source", "missing.mp4", "--no-window"], "no file or folder missing.mp4"),
         (["webcam", "--source", "sample", "--no-window", "--record", "clip.gif"], "suffix must be .mp4"),
         (["video", "sample", "--out", "clip.gif"], "suffix must be .mp4"),
+        (["video", "sample", "--results", "hands", "--refine"], "leave out --hand and --refine"),
+        (["video", "sample", "--results", "hands", "--hand", "me.json"], "leave out --hand and --refine"),
     ],
 )
 def test_mistakes_are_one_line_and_status_one(sample, arguments, message, capsys):
