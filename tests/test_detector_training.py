@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,19 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, pieces = run(tmp_path / "whole", 1), run(tmp_path / "pieces", 3)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(pieces.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_log_has_means_over_the_steps_since_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    trainer = DetectorTrainer(_config(samples=104), tmp_path, _pictures(), DetectorNetwork())
+    trainer.step = 47  # of 52
+    monkeypatch.setattr(trainer, "_batches", lambda _: iter([(torch.empty(0), {})] * 5))
+    monkeypatch.setattr(trainer, "_train_step", lambda *_: {"loss": 2.0})
+    monkeypatch.setattr(trainer, "save", lambda: None)
+    assert trainer.run()
+    with (tmp_path / "log.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["seen"], row["loss"]) == ("100", "2")
 
 
 def test_another_batch_size_cannot_resume(tmp_path: Path) -> None:

@@ -202,15 +202,17 @@ class DetectorTrainer:
         """Train until all samples are seen (True) or the time is up (False)."""
         started = saved = marked = time.monotonic()
         sums: dict[str, float] = {}
+        marked_step = self.step
         for images, targets in self._batches(workers):
             for name, value in self._train_step(images, targets).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
             now = time.monotonic()
             if self.step % 50 == 0:
-                count = 50 * self.config.batch_size
-                self._record({"rate": count / (now - marked), **{k: v / 50 for k, v in sums.items()}})
-                sums, marked = {}, now
+                count = self.step - marked_step
+                rate = count * self.config.batch_size / (now - marked)
+                self._record({"rate": rate, **{k: v / count for k, v in sums.items()}})
+                sums, marked, marked_step = {}, now, self.step
             time_up = now - started > minutes * 60
             if time_up or now - saved > save_every_s or self.step == self.stream.steps:
                 self.save()
