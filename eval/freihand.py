@@ -86,9 +86,10 @@ def _predict(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch must be at least 1, got {options.batch}")
     files = FreiHandSplit.open(options.root, "evaluation")
     hands, run = _method(options, files)
+    kept_for = {**run, "root": str(options.root.resolve())}
     before = time.perf_counter()
     watch = partial(tqdm, desc="predicting", unit="batch", mininterval=1.0)
-    frames = predict(hands, len(files), options.out, run, batch=options.batch, watch=watch)
+    frames = predict(hands, len(files), options.out, kept_for, batch=options.batch, watch=watch)
     rate = len(files) / (time.perf_counter() - before)
     print(f"wrote {len(files)} frames to {options.out} ({rate:.1f} frames a second, reading and writing included)")
     if isinstance(hands, NetworkHands) and hands.boxes == "detector":

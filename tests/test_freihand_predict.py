@@ -239,6 +239,24 @@ def test_the_shipped_weights_predict_and_score(tmp_path: Path, capsys: pytest.Ca
     assert result["row"].startswith("| fast |")
 
 
+def test_parts_of_another_set_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("one", "other"):
+        write_freihand(tmp_path / name, 2, split="evaluation")
+    options = ["--out", tmp_path / "pred.json", "--constant"]
+    with monkeypatch.context() as patch:
+        patch.setattr("handmesh.evaluation.freihand_predict.write_prediction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            freihand("predict", "--root", tmp_path / "one", *options)
+    assert freihand("predict", "--root", tmp_path / "other", *options) == 1
+    assert "parts of another run" in capsys.readouterr().err
+    assert freihand("predict", "--root", tmp_path / "one", *options) == 0
+
+
 def test_a_network_of_mano_predicts_manos_mesh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """MANO by .pkl: from a checkpoint through torch, from the exported graph through onnxruntime and OpenVINO."""
     mano_file = write_mano_pickle(tmp_path / "MANO_RIGHT.pkl")
