@@ -117,4 +117,7 @@ def test_pool_reads_and_shrinks_photos(tmp_path):
     assert image.shape == (40, 400, 3)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_pool([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no background images"):
+        load_pool([tmp_path / "empty"])
     assert load_pool([tmp_path]).patch(np.random.default_rng(0), 48).shape == (48, 48, 3)

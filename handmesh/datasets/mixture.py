@@ -77,12 +77,18 @@ class BatchStream(Dataset[Batch]):
 
 
 def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:
-    """Read every image under `folders`, shrunk to `longest_px`. Raises FileNotFoundError for a missing folder."""
+    """Read every image under `folders`, shrunk to `longest_px`.
+
+    Raises FileNotFoundError for a folder that is missing or holds none.
+    """
     images = []
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder of background images at {folder}")
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        if not paths:
+            raise FileNotFoundError(f"no background images (.jpg, .jpeg, .png) under {folder}")
+        for path in paths:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
             if image is None:
                 continue
