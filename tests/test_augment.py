@@ -14,6 +14,7 @@ from handmesh.datasets.augment import (
     make_negative,
     make_target,
 )
+from handmesh.datasets.sample import HandSample
 
 POOL = ImagePool([])
 TURNED = dataclasses.replace(NO_AUGMENT, turn_deg=40.0)
@@ -55,6 +56,17 @@ def test_rotations_pose_the_target_joints():
     rotations, betas = torch.tensor(row.rotations).float()[None], torch.tensor(row.betas).float()[None]
     _, joints = wrist_relative_hand(HandModel(load_hand_model()), rotations, betas)
     np.testing.assert_allclose(joints[0].numpy(), row.joints, atol=1e-6)
+
+
+def test_a_crop_that_is_shrunk_shows_things_where_they_are():
+    joints_2d = np.full((21, 2), 100.0)
+    joints_2d[0], joints_2d[1] = (55.0, 55.0), (145.0, 145.0)  # 144 px become 64
+    image = np.zeros((201, 201, 3), np.uint8)
+    image[97:104, 97:104] = 255  # a square about the middle
+    crop = make_target(HandSample(image, joints_2d, "right"), 64, NO_AUGMENT, POOL, np.random.default_rng(0)).crop
+    weights = crop[..., 0].astype(float)
+    ys, xs = np.mgrid[:64, :64]
+    np.testing.assert_allclose([(weights * xs).sum(), (weights * ys).sum()] / weights.sum(), 31.5, atol=0.02)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -214,7 +214,8 @@ def _cut_layers(
 
     source, matrix_scale = sample.image, np.hypot(*to_crop[:, 0])
     if matrix_scale < 0.5:  # twice or more too fine: average first, or thin fingers break up
-        source = cv2.blur(source, (round(1 / matrix_scale),) * 2)
+        width = round(1 / matrix_scale) | 1  # odd, as an even box moves the picture by half a pixel
+        source = cv2.blur(source, (width, width))
     image = cut(source, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
     mask = None if sample.mask is None else cut(sample.mask, cv2.BORDER_CONSTANT)
     if sample.alpha is not None and rng.random() < config.new_background:
