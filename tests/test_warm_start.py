@@ -1,12 +1,16 @@
 """The ImageNet teacher and the distillation of its features."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import timm
 import torch
 
+from handmesh.model.backbone import build_backbone
 from handmesh.training import cpu_ops, warm_start
+from handmesh.training.config import PRESETS
 from handmesh.training.warm_start import (
     FeatureStudent,
     ImageCrops,
@@ -177,6 +181,8 @@ def test_a_run_learns_resumes_and_leaves_a_stock_backbone(teacher, tmp_path, mon
     again = warm_start._Run(config, 0, resume=True)
     assert (again.progress.step, again.progress.samples) == (6, 24)
     assert torch.equal(again.standard[0][0], run.standard[0][0])
+    with pytest.raises(ValueError, match="holds t8 with relu6, not t8 with gelu"):
+        warm_start._Run(replace(config, activation="gelu"), 0, resume=True)
     stock = timm.create_model("fastvit_t8", num_classes=0)
     state = torch.load(config.checkpoint, weights_only=True)
     stock.load_state_dict(state["backbone"], strict=True)
@@ -191,6 +197,18 @@ def test_existing_and_missing_checkpoints_are_not_mixed_up(tmp_path):
     config.checkpoint.touch()
     with pytest.raises(FileExistsError, match="resume it"):
         warm_start.distil(config)
+
+
+def test_the_student_is_the_backbone_that_our_presets_train():
+    def activations(network):
+        return {type(module) for module in network.modules() if isinstance(module, torch.nn.GELU | torch.nn.ReLU6)}
+
+    student = FeatureStudent(WarmStartConfig.variant, WarmStartConfig.activation)
+    for name in ("fast", "accurate"):
+        network = PRESETS[name].network
+        assert activations(student.backbone) == activations(
+            build_backbone(network.variant, activation=network.activation)
+        )
 
 
 def test_student_maps_fit_the_teacher(teacher):

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from handmesh.model.backbone import Variant, build_backbone
+from handmesh.model.backbone import ActivationName, Variant, build_backbone
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 
@@ -196,9 +196,9 @@ class MixedCrops:
 class FeatureStudent(nn.Module):
     """A FastViT and its projections: RGB images of values 0..255 to maps that look like the teacher's."""
 
-    def __init__(self, variant: Variant = "t8"):
+    def __init__(self, variant: Variant = "t8", activation: ActivationName = "relu6"):
         super().__init__()
-        self.backbone = accelerate(build_backbone(variant))
+        self.backbone = accelerate(build_backbone(variant, activation=activation))
         channels = [info["num_chs"] for info in self.backbone.feature_info][1:]
         self.projections = nn.ModuleList(
             nn.Conv2d(c, target, 1) for c, target in zip(channels, TEACHER_CHANNELS, strict=True)
@@ -245,6 +245,7 @@ class WarmStartConfig:
     images: tuple[Path, ...]
     synthetic: tuple[Path, ...] = ()
     variant: Variant = "t8"
+    activation: ActivationName = "relu6"  # of the network that goes on: `fast` and `accurate` have this one
     minutes: float = 35.0  # of training, whatever the machine's speed; pauses do not count
     processes: int = 2  # single-thread processes, each on a core of its own
     batch: int = 32  # images a process and step
@@ -313,7 +314,7 @@ class _Run:
         self.config, self.rank = config, rank
         torch.manual_seed(config.seed)  # every process builds the same student
         self.teacher = imagenet_teacher()
-        self.student = FeatureStudent(config.variant).train()
+        self.student = FeatureStudent(config.variant, config.activation).train()
         self.optimizer = _optimizer(self.student, config)
         self.progress = _Progress()
         state = torch.load(config.checkpoint, weights_only=True) if resume else None
@@ -325,6 +326,12 @@ class _Run:
         self.recent = torch.tensor(state["losses"] if state else [0.0, 0.0, 0.0])
 
     def _restore(self, state: dict[str, Any]) -> None:
+        config, built = self.config, (state["variant"], state.get("activation", "gelu"))
+        if built != (config.variant, config.activation):
+            raise ValueError(
+                f"{config.checkpoint} holds {' with '.join(built)}, not {config.variant} with {config.activation}: "
+                "resume it as it was begun (--variant, --activation)"
+            )
         self.student.backbone.load_state_dict(state["backbone"])
         self.student.projections.load_state_dict(state["projections"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -369,6 +376,7 @@ class _Run:
             "standard": [list(pair) for pair in self.standard],
             "progress": vars(self.progress),
             "variant": self.config.variant,
+            "activation": self.config.activation,
             "losses": self.recent.tolist(),
         }
         partial = self.config.checkpoint.with_suffix(".part")
@@ -377,8 +385,9 @@ class _Run:
 
 
 def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     reuse_freed_memory()
@@ -446,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for last.pt and log.csv")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photos")
     parser.add_argument("--synthetic", type=Path, nargs="*", default=[], help="folders of rendered images: half of all")
-    for name in ("variant", "minutes", "processes", "batch", "lr", "seed"):
+    for name in ("variant", "activation", "minutes", "processes", "batch", "lr", "seed"):
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name])
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     values = vars(parser.parse_args(arguments))
