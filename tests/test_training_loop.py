@@ -9,10 +9,10 @@ from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.mixture import Mixture
-from handmesh.model.regressor import NetworkConfig, load_network
+from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
 from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
-from handmesh.training.loop import Trainer
+from handmesh.training.loop import Trainer, load_initial
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
@@ -49,6 +49,26 @@ def test_resume_refuses_another_batch_size(tmp_path):
     trainer(tmp_path).run(minutes=0.0)
     with pytest.raises(ValueError, match="samples a step"):
         trainer(tmp_path, dataclasses.replace(TINY, batch_size=8))
+
+
+def test_resume_refuses_another_network_and_needs_no_start(tmp_path):
+    trainer(tmp_path).run(minutes=0.0)
+    for change in ({"activation": "relu6"}, {"input_size": 96}):
+        network = dataclasses.replace(TINY.network, **change)
+        with pytest.raises(ValueError, match="resume with the same"):
+            trainer(tmp_path, dataclasses.replace(TINY, network=network))
+    moved = [tmp_path / "moved.pt"]
+    assert Trainer(TINY, tmp_path, Mixture([HANDS], [0.9]), [], {}, initial=moved).step == 1
+
+
+def test_starts_that_do_not_fit_or_are_not_whole_are_named(tmp_path):
+    t8, t12 = (HandRegressor(NetworkConfig(variant=variant, input_size=64)) for variant in ("t8", "t12"))
+    save_network(t12, tmp_path / "t12.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "t12.pt").read_bytes()[:10_000])
+    with pytest.raises(ValueError, match=r"the network of .*t12\.pt does not fit .*variant='t8'"):
+        load_initial(t8, tmp_path / "t12.pt")
+    with pytest.raises(ValueError, match=r"cut\.pt is no checkpoint, or not a whole one"):
+        load_initial(t8, tmp_path / "cut.pt")
 
 
 def test_rate_warms_up_holds_and_ends_at_zero():

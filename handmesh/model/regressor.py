@@ -101,6 +101,19 @@ def save_network(network: HandRegressor, path: Path, **extra: Any) -> None:
         torch.save({**facts, "network": network.state_dict(), **extra}, temporary)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote to `path`: plain values and tensors, on the CPU.
+
+    Raises FileNotFoundError, and ValueError for a file that is no checkpoint or not a whole one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error) as error:
+        raise ValueError(f"{path} is no checkpoint, or not a whole one: {error}") from error
+
+
 def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
     """Build the network that `save_network` wrote, which poses `hand_model` (None: the embedded one).
 
@@ -108,13 +121,11 @@ def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandR
         FileNotFoundError: no such file.
         ValueError: the file is not such a checkpoint, its keys do not fit, or it was trained on another hand model.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    stored = read_checkpoint(path)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
         network = HandRegressor(NetworkConfig(**stored["config"]), hand_model)
         network.load_state_dict(stored["network"])
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError, struct.error) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a hand network checkpoint: {error}") from error
     check_hand_model(network, stored.get("vertices"), path)
     return network

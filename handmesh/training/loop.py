@@ -22,7 +22,7 @@ from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.head import TokensHead
-from handmesh.model.regressor import HandRegressor, save_network
+from handmesh.model.regressor import HandRegressor, NetworkConfig, check_hand_model, read_checkpoint, save_network
 from handmesh.model.unfold import unfold
 from handmesh.training.config import TrainConfig
 from handmesh.training.cpu_kernels import accelerate
@@ -91,10 +91,11 @@ class Trainer:
             rank=self.rank,
             steps=self.steps,
         )
-        stored = _read_checkpoint(folder / "last.pt")
+        last = folder / "last.pt"
+        stored = read_checkpoint(last) if last.is_file() else None
         pretrained = config.pretrained and stored is None and not initial
         self.network = network or HandRegressor(config.network, hand_model, pretrained=pretrained)
-        for path in initial:
+        for path in initial if stored is None else ():
             self._start_from(path)
         for module in (self.network, *(() if teachers is None else teachers.networks)):
             module.to(self.device)
@@ -240,29 +241,35 @@ class Trainer:
                 f"{self.folder / 'last.pt'} was trained with {stored['per_step']} samples a step, this run has "
                 f"{self.per_step}: resume with the same number of processes and batch size"
             )
+        network = NetworkConfig(**stored["config"])
+        if network != self.network.config:
+            raise ValueError(
+                f"{self.folder / 'last.pt'} holds {network}, this run trains {self.network.config}: resume with the "
+                "same options, or start in another folder with --init"
+            )
+        check_hand_model(self.network, stored.get("vertices"), self.folder / "last.pt")
         self.network.load_state_dict(stored["network"])
         self.ema.state = {key: value.to(self.device) for key, value in stored["ema"].items()}
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step = stored["step"]
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
-
-
 def load_initial(network: HandRegressor, path: Path) -> None:
-    """Start from a checkpoint of a network of the same config, or of its parts: keys `backbone` and `lift`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint to start from at {path}")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    if "network" in stored:
-        network.load_state_dict(stored["network"])
-    elif "backbone" in stored:
-        network.backbone.load_state_dict(stored["backbone"])
-    elif "lift" in stored and isinstance(network.head, TokensHead):
-        network.head.lift.load_state_dict(stored["lift"])
-    else:
+    """Start from a checkpoint of a network of the same shapes, or of its parts: keys `backbone` and `lift`.
+
+    Raises FileNotFoundError or ValueError as `read_checkpoint`, and ValueError where the checkpoint does not fit.
+    """
+    stored = read_checkpoint(path)
+    parts: dict[str, nn.Module] = {"network": network, "backbone": network.backbone}
+    if isinstance(network.head, TokensHead):
+        parts["lift"] = network.head.lift
+    name = next((name for name in parts if name in stored), None)
+    if name is None:
         raise ValueError(f"{path} holds no network, backbone or lifter that fits; it has {sorted(stored)}")
+    try:
+        parts[name].load_state_dict(stored[name])
+    except RuntimeError as error:
+        raise ValueError(f"the {name} of {path} does not fit {network.config}: {error}") from error
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
