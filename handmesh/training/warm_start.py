@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from handmesh.atomic import written_whole
 from handmesh.model.backbone import ActivationName, Variant, build_backbone
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
@@ -379,9 +380,8 @@ class _Run:
             "activation": self.config.activation,
             "losses": self.recent.tolist(),
         }
-        partial = self.config.checkpoint.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self.config.checkpoint)
+        with written_whole(self.config.checkpoint) as temporary:
+            torch.save(state, temporary)
 
 
 def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
