@@ -119,6 +119,16 @@ def test_known_scale_resizes_the_hand_and_its_distance(dots: FreiHandSplit) -> N
     assert bone == pytest.approx(dots.scale[1])
 
 
+def test_a_rendered_split_knows_its_scale(dots: FreiHandSplit) -> None:
+    assert dots.joints is not None
+    np.savez(dots.root / "evaluation_labels.npz", K=dots.intrinsics, xyz=2 * dots.joints)
+    rendered = FreiHandSplit.open(dots.root, "evaluation")
+    near = NetworkHands(DotReader(), dots)([0])  # type: ignore[arg-type]
+    far = NetworkHands(DotReader(), rendered, known_scale=True)([0])  # type: ignore[arg-type]
+    bones = [np.linalg.norm(one.joints[0, MIDDLE + 1] - one.joints[0, MIDDLE]) for one in (near, far)]
+    assert bones[1] == pytest.approx(2 * bones[0], rel=0.05)
+
+
 def test_boxes_are_the_labels_or_the_image(dots: FreiHandSplit) -> None:
     reader = DotReader()
     NetworkHands(reader, dots)([0])  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from handmesh.datasets.freihand_files import (
     image_numbers,
     read_image,
     read_table,
+    scale_of,
     table_path,
 )
 
@@ -140,8 +141,7 @@ def _check_values(split: Split, tables: dict[str, NDArray[np.float64]], rendered
     if len(behind):
         findings.problems.append(f"{split}: hands {behind[:5].tolist()} lie behind the camera")
     if "scale" in tables and len(tables["scale"]) == len(tables["xyz"]):
-        bone = np.linalg.norm(tables["xyz"][:, 10] - tables["xyz"][:, 9], axis=1)
-        apart = float(np.median(np.abs(bone - tables["scale"]))) * 1e3
+        apart = float(np.median(np.abs(scale_of(tables["xyz"]) - tables["scale"]))) * 1e3
         findings.facts.append(f"{split}: scale is the middle finger's proximal phalanx to {apart:.2f} mm (median)")
 
 

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.skeleton import KEYPOINTS
+
 Split = Literal["training", "evaluation"]
 
 ANNOTATIONS: dict[Split, int] = {"training": 32_560, "evaluation": 3_960}
@@ -38,6 +40,14 @@ TABLES: dict[str, tuple[int | None, ...]] = {
 """What one row of each table looks like."""
 
 Array = NDArray[np.float64]
+
+_PHALANX = [KEYPOINTS.index(name) for name in ("middle1", "middle2")]
+
+
+def scale_of(joints: Array) -> Array:
+    """FreiHAND's `scale` (...) m of joints (..., 21, 3) m: the length of the middle finger's proximal phalanx."""
+    ends = joints[..., _PHALANX, :]
+    return np.linalg.norm(ends[..., 1, :] - ends[..., 0, :], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class FreiHandSplit:
         if labels.is_file():
             with np.load(labels) as arrays:
                 tables = {name: stacked(arrays[name], TABLES[name], f"{labels}: {name}") for name in ("K", "xyz")}
+            tables["scale"] = scale_of(tables["xyz"])
         else:
             given = [name for name in ("xyz", "scale", "mano") if table_path(root, split, name).is_file()]
             tables = {name: read_table(root, split, name) for name in ("K", *given)}

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from handmesh.assets import HandModelArrays
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
-from handmesh.datasets.freihand_files import FreiHandSplit
+from handmesh.datasets.freihand_files import FreiHandSplit, scale_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.freihand_score import Frames
 from handmesh.records import Camera, Side, box_of_points
-from handmesh.skeleton import KEYPOINTS
 
 Boxes = Literal["labels", "image", "detector"]
 """Where crops come from: the labelled keypoints' tight box, the whole published image (itself a crop), the detector."""
@@ -28,7 +27,6 @@ Boxes = Literal["labels", "image", "detector"]
 CONSTANT_DEPTH_M = 0.7
 """How far FreiHAND's hands stand on average: its README gives 70.8 cm as the error of predicting zeros."""
 
-_BONE = (KEYPOINTS.index("middle1"), KEYPOINTS.index("middle2"))  # whose length FreiHAND gives away as `scale`
 _DIGITS = 7  # of a metre's fraction that are written
 
 Array = NDArray[np.float64]
@@ -82,8 +80,7 @@ class NetworkHands:
         joints, vertices = (np.mean([getattr(one, name) for one in seen], 0) for name in ("joints", "vertices"))
         if self.known_scale:
             assert self.files.scale is not None
-            bone = np.linalg.norm(joints[:, _BONE[1]] - joints[:, _BONE[0]], axis=-1)
-            factor = (self.files.scale[list(numbers)] / bone)[:, None, None]
+            factor = (self.files.scale[list(numbers)] / scale_of(joints))[:, None, None]
             joints, vertices = joints * factor, vertices * factor  # about the camera: the picture stays the same
         return Frames(joints, vertices)
 
