@@ -49,6 +49,10 @@ def test_resume_refuses_another_batch_size(tmp_path):
     trainer(tmp_path).run(minutes=0.0)
     with pytest.raises(ValueError, match="samples a step"):
         trainer(tmp_path, dataclasses.replace(TINY, batch_size=8))
+    stored = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save({**stored, "world": 2}, tmp_path / "last.pt")  # of half the batch each: other crops
+    with pytest.raises(ValueError, match="by 2 processes, this run has 4 by 1"):
+        trainer(tmp_path)
 
 
 def test_resume_refuses_another_network_and_needs_no_start(tmp_path):

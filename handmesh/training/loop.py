@@ -231,15 +231,17 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 step=self.step,
                 per_step=self.per_step,
+                world=self.world,
             )
         if self.world > 1:
             dist.barrier()
 
     def _restore(self, stored: dict[str, Any]) -> None:
-        if stored["per_step"] != self.per_step:
+        begun = stored["per_step"], stored.get("world", self.world)
+        if begun != (self.per_step, self.world):
             raise ValueError(
-                f"{self.folder / 'last.pt'} was trained with {stored['per_step']} samples a step, this run has "
-                f"{self.per_step}: resume with the same number of processes and batch size"
+                f"{self.folder / 'last.pt'} was trained with {begun[0]} samples a step by {begun[1]} processes, this "
+                f"run has {self.per_step} by {self.world}: resume with the same number of processes and batch size"
             )
         network = NetworkConfig(**stored["config"])
         if network != self.network.config:
