@@ -12,6 +12,7 @@ from handmesh.datasets.mixture import Mixture
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
 from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
+from handmesh.training.curves import append_row
 from handmesh.training.loop import Trainer, load_initial
 
 TINY = TrainConfig(
@@ -53,6 +54,13 @@ def test_resume_refuses_another_batch_size(tmp_path):
     torch.save({**stored, "world": 2}, tmp_path / "last.pt")  # of half the batch each: other crops
     with pytest.raises(ValueError, match="by 2 processes, this run has 4 by 1"):
         trainer(tmp_path)
+
+
+def test_a_log_keeps_values_under_their_names_when_a_resumed_run_measures_more(tmp_path):
+    log = tmp_path / "log.csv"
+    for row in ({"seen": 1, "loss": 2.0}, {"seen": 2, "teacher": 0.5, "loss": 1.0}, {"seen": 3, "loss": 0.25}):
+        append_row(log, row)
+    assert log.read_text().split() == ["seen,loss,teacher", "1,2,nan", "2,1,0.5", "3,0.25,nan"]
 
 
 def test_resume_refuses_another_network_and_needs_no_start(tmp_path):

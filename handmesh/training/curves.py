@@ -5,12 +5,24 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from handmesh.atomic import written_whole
+
 
 def append_row(path: Path, row: dict[str, float], *, digits: int = 6) -> None:
-    """Append a row to the CSV file at `path`, which starts with the row's names if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({name: f"{value:.{digits}g}" for name, value in row.items()})
+    """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added."""
+    values = {name: f"{value:.{digits}g}" for name, value in row.items()}
+    names: list[str] = []
+    before: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            before = [] if set(row) <= set(names) else list(reader)
+    if names and set(row) <= set(names):
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, names, restval="nan").writerow(values)
+        return
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*names, *row])), restval="nan")
+        writer.writeheader()
+        writer.writerows([*before, values])
