@@ -164,3 +164,16 @@ def test_the_command_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert handmesh(["data", "convert", str(tmp_path / name), str(tmp_path / "out.npz")]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_published_mano_parameters_are_not_taken_for_the_open_hands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = tmp_path / "training_mano.json"
+    published.write_text("[]")
+    convert = ["data", "convert", str(published), str(tmp_path / "out.npz")]
+    assert handmesh(convert) == 1
+    assert "give your MANO_RIGHT.pkl by --from" in capsys.readouterr().err
+    (tmp_path / "training_synthesis.json").write_text("{}")
+    assert handmesh(convert) == 1
+    assert "its first row is None" in capsys.readouterr().err

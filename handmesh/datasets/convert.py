@@ -70,6 +70,13 @@ def read_hands(path: Path, source: HandModelArrays) -> GivenHands:
     return GivenHands(keypoints, vertices, left)
 
 
+def _check_rendered(path: Path) -> None:
+    """ValueError unless a set's `*_mano.json` was rendered from the open hand, whose parameters it holds then."""
+    split = path.name.removesuffix("_mano.json")
+    if not path.with_name(f"{split}_synthesis.json").is_file():
+        raise ValueError(f"{path} holds parameters of MANO, not of the open hand: give your MANO_RIGHT.pkl by --from")
+
+
 def to_arrays(fit: HandFit, left: NDArray[np.bool_], *, vertices: bool) -> dict[str, NDArray[Any]]:
     """A fit as arrays to save, left hands mirrored back: rotation vectors, matrices, betas, points and errors."""
     import torch
@@ -152,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vertices", action="store_true", help="write the fitted vertices too")
     options = parser.parse_args(arguments)
     try:
+        if options.source is None and options.hands.name.endswith("_mano.json"):
+            _check_rendered(options.hands)
         source, target = load_hand_model(options.source), load_hand_model(options.to)
         hands = read_hands(options.hands, source)
         surface = None if options.joints_only else hands.vertices
