@@ -43,7 +43,7 @@ class Letterbox:
         import cv2
 
         # Whole blocks are averaged first, which is ten times as fast as averaging over fractions of pixels.
-        block = max(1, int(1.0 / self.zoom))
+        block = max(1, min(int(1.0 / self.zoom), *frame.shape[:2]))
         below, right = (-length % block for length in frame.shape[:2])
         if below or right:
             frame = np.asarray(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import graphs
 import numpy as np
 import pytest
@@ -74,6 +76,16 @@ def test_letterbox_maps_the_frame_into_its_picture_and_back(size):
     end = [letterbox.left + letterbox.columns - 0.5, letterbox.top + letterbox.rows - 0.5]
     # The picture has whole pixels, so its far edge may be half a pixel off.
     assert np.abs(letterbox.to_frame(end) - (np.array(size) - 0.5)).max() <= 0.51 / letterbox.zoom
+
+
+def test_a_frame_far_longer_than_high_takes_little_memory():
+    frame = np.full((16, 60_000, 3), 255, np.uint8)
+    tracemalloc.start()
+    picture = Letterbox.fit(60_000, 16, 320, 256).apply(frame)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * frame.nbytes
+    assert (picture == 255).sum() == 3 * 320
 
 
 def test_decoded_boxes_are_distances_from_the_cells_centre():
