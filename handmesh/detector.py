@@ -99,7 +99,8 @@ class HandDetector:
     def __call__(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
         """Hands of a frame (H, W, 3) uint8 RGB, surest first; none in frames under 16 pixels a side.
 
-        Boxes are the tight boxes of the 21 keypoints and may reach beyond the frame. Raises as `check_frame`.
+        Boxes are the tight boxes of the 21 keypoints and may reach beyond the frame, but all have a part in it. Raises
+        as `check_frame`.
         """
         frame = check_frame(frame_rgb)
         if min(frame.shape[:2]) < MIN_FRAME_SIDE:
@@ -111,6 +112,7 @@ class HandDetector:
         return [
             Detection(boxes[i], "right" if right[i] >= 0.5 else "left", float(np.clip(scores[i], 0.0, 1.0)))
             for i in suppress_overlaps(boxes, scores, self.max_iou)
+            if reaches_into_frame(boxes[i], frame)
         ]
 
     def _decode(self, outputs: dict[str, NDArray]) -> tuple[NDArray, NDArray, NDArray]:
@@ -123,6 +125,12 @@ class HandDetector:
         scores, right = heatmap[rows, columns], outputs["right"][0, 0, rows, columns]
         sound = np.isfinite(boxes).all(axis=-1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
         return scores[sound], boxes[sound], right[sound]
+
+
+def reaches_into_frame(box: NDArray[np.floating], frame: NDArray[np.uint8]) -> bool:
+    """Whether a box (4,) x1, y1, x2, y2 px has a part in a frame (H, W, 3)."""
+    height, width = frame.shape[:2]
+    return bool(box[0] < width - 0.5 and box[1] < height - 0.5 and box[2] > -0.5 and box[3] > -0.5)
 
 
 def suppress_overlaps(boxes: NDArray, scores: NDArray, max_iou: float) -> list[int]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, view_rotation
-from handmesh.detector import HandDetector
+from handmesh.detector import HandDetector, reaches_into_frame
 from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
@@ -426,12 +426,11 @@ def _check_boxes(boxes: ArrayLike, frame: NDArray[np.uint8]) -> list[NDArray[np.
         return []
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"boxes must have shape (N, 4), a row x1, y1, x2, y2 for each hand, but have {array.shape}")
-    height, width = frame.shape[:2]
     checked = [check_box(box, f"boxes[{i}]") for i, box in enumerate(array)]
-    for i, (x1, y1, x2, y2) in enumerate(checked):
-        if x2 <= -0.5 or y2 <= -0.5 or x1 >= width - 0.5 or y1 >= height - 0.5:
+    for i, box in enumerate(checked):
+        if not reaches_into_frame(box, frame):
             raise ValueError(
-                f"boxes[{i}] = {array[i].tolist()} lies outside the frame of {width} x {height}: "
+                f"boxes[{i}] = {box.tolist()} lies outside the frame of {frame.shape[1]} x {frame.shape[0]}: "
                 "give pixels of this frame (not fractions, nor pixels of a resized one)"
             )
     return checked

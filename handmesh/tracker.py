@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays
+from handmesh.detector import reaches_into_frame
 from handmesh.estimator import HandMeshEstimator, build_hand, check_camera
 from handmesh.handedness import SURE, SideBelief, right_evidence
 from handmesh.identity import (
@@ -184,7 +185,7 @@ class HandTracker:
         self._time_s, self._frame_size = float(timestamp_s), frame.shape[:2]
         for track in self._tracks:
             track.move_on(dt_s)
-        self._remember([track for track in self._tracks if not _overlaps_frame(track.box, frame)])
+        self._remember([track for track in self._tracks if not reaches_into_frame(track.box, frame)])
         for track in self._remembered:
             track.missed_s += dt_s
         self._remembered = [track for track in self._remembered if track.missed_s <= self.remember_s]
@@ -250,7 +251,7 @@ class HandTracker:
         return [
             (track, box)
             for track, box in boxes
-            if box is not None and _overlaps_frame(box, frame) and overlap(box, track.box) < SAME_PLACE_IOU
+            if box is not None and reaches_into_frame(box, frame) and overlap(box, track.box) < SAME_PLACE_IOU
         ]
 
     def _follow(self, views: Sequence[View], dt_s: float) -> list[View]:
@@ -438,8 +439,3 @@ def _smooth_place(track: Track, place: NDArray[np.float64], time_s: float) -> ND
 
 def _both(first: Side) -> tuple[Side, Side]:
     return ("right", "left") if first == "right" else ("left", "right")
-
-
-def _overlaps_frame(box: NDArray[np.float64], frame: NDArray[np.uint8]) -> bool:
-    height, width = frame.shape[:2]
-    return bool(box[0] < width - 0.5 and box[1] < height - 0.5 and box[2] > -0.5 and box[3] > -0.5)

@@ -107,6 +107,13 @@ def test_weak_inverted_and_endless_boxes_are_dropped():
     assert len(outputs_detector(boxes, scores, right, threshold=0.2)(np.zeros((64, 64, 3), np.uint8))) == 1
 
 
+def test_boxes_in_the_black_bars_beside_the_frame_are_dropped():
+    scores, right = np.zeros((8, 8), np.float32), np.ones((8, 8), np.float32)
+    scores[4, 0] = scores[4, 4] = 0.9
+    found = outputs_detector(np.full((4, 8, 8), 3, np.float32), scores, right)(np.zeros((64, 32, 3), np.uint8))
+    assert [detection.box.tolist() for detection in found] == [[16.5, 32.5, 22.5, 38.5]]
+
+
 def test_overlap_suppression_keeps_the_surest_and_the_distant():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [9, 9, 19, 19], [0, 0, 10, 10]], float)
     assert suppress_overlaps(boxes, np.array([0.5, 0.9, 0.3, 0.5]), 0.5) == [1, 2]
