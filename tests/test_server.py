@@ -529,6 +529,13 @@ def test_other_sites_pages_are_refused_unless_allowed(serve):
         pass
 
 
+def test_allowed_sites_pages_may_post(serve):
+    client = serve(access=Access(origins=["http://localhost:8000"]))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    assert client.options("/v1/hands", headers={"Origin": "http://localhost:8000", **asked}).status_code == 200
+    assert client.options("/v1/hands", headers={"Origin": "http://evil.example", **asked}).status_code == 400
+
+
 def test_a_loopback_server_answers_to_no_foreign_name(serve):
     client = serve()
     assert client.get("/v1/info", headers={"Host": "evil.example:8765"}).status_code == 403

@@ -82,7 +82,10 @@ def create_app(
     app.add_middleware(Gate, access=access)
     if access.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(access.origins), allow_headers=["Authorization", "Content-Type"]
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
         )
     return app
 
