@@ -536,6 +536,11 @@ def test_allowed_sites_pages_may_post(serve):
     assert client.options("/v1/hands", headers={"Origin": "http://evil.example", **asked}).status_code == 400
 
 
+@pytest.mark.parametrize("headers", [{"Host": "["}, {"Host": "[::1"}, {"Origin": "http://["}])
+def test_malformed_headers_are_refused(serve, headers):
+    assert serve().get("/v1/info", headers=headers).status_code == 400
+
+
 def test_a_loopback_server_answers_to_no_foreign_name(serve):
     client = serve()
     assert client.get("/v1/info", headers={"Host": "evil.example:8765"}).status_code == 403

@@ -95,11 +95,14 @@ class Access:
 
     def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """HTTP status and reason why a request is refused, or None where it is welcome."""
-        host = urlsplit(f"//{headers.get('host', '')}")
+        origin = headers.get("origin")
+        try:
+            host, page = urlsplit(f"//{headers.get('host', '')}"), urlsplit(origin or "")
+        except ValueError:
+            return 400, "the header Host or Origin is malformed"
         if is_loopback(self.host) and not is_loopback(host.hostname or ""):
             return 403, f"this server answers on this computer only, not as {host.hostname!r}"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc and origin not in self.origins:
+        if origin is not None and page.netloc != host.netloc and origin not in self.origins:
             return 403, f"pages of {origin} may not use this server; allow them with --allow-origin"
         if self.token is not None and path.startswith(_API) and not self._knows_token(headers):
             return 401, "this server wants its token: send the header Authorization: Bearer TOKEN"
