@@ -165,6 +165,21 @@ def test_sizes_are_read_before_pictures(suffix):
             read_picture_bytes(data[:end], 45 * 123)
 
 
+def test_a_jpeg_cannot_hide_its_size():
+    data = encoded(np.zeros((400, 600, 3), np.uint8), ".jpg")
+    start = data.index(b"\xff\xc0")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    small = data[start : start + 5] + struct.pack(">HH", 8, 8) + data[start + 9 : end]
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(small))
+    no_segment = b"\xff\x00" + struct.pack(">H", 2 + len(data[2:end]) + len(comment))
+    crafted = data[:2] + no_segment + data[2:end] + comment + small + data[end:]
+    decoded = cv2.imdecode(np.frombuffer(crafted, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert decoded.shape == (400, 600, 3)
+    with pytest.raises(ValueError, match="damaged JPEG"):
+        picture_size(crafted)
+
+
 # --- streams
 
 

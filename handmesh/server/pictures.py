@@ -53,5 +53,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             place += 1
         elif marker in _BARE_MARKERS:
             place += 2
+        elif marker == 0:  # decoders take no length here and go on to the next marker: another size than read here
+            raise ValueError("the picture is a damaged JPEG: a zero stands where a marker should")
         else:
             place += 2 + struct.unpack_from(">H", data, place + 2)[0]
