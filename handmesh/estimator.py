@@ -402,7 +402,7 @@ def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camer
     """
     height, width = frame.shape[:2]
     if camera is None and default is not None:
-        if abs(default.width * height - default.height * width) > max(width, height, default.width, default.height):
+        if not has_proportions(default, frame):
             raise ValueError(
                 f"the camera's intrinsics are for frames of {default.width} x {default.height}, but this frame has "
                 f"{width} x {height}, which is no resized one: calibrate the camera at this frame size"
@@ -418,6 +418,12 @@ def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camer
             f"use camera.resized({width}, {height}) if the frame was resized"
         )
     return camera
+
+
+def has_proportions(camera: Camera, frame: NDArray[np.uint8]) -> bool:
+    """Whether a frame (H, W, 3) may be one of the camera's, resized: its sides fit to within a pixel."""
+    height, width = frame.shape[:2]
+    return abs(camera.width * height - camera.height * width) <= max(width, height, camera.width, camera.height)
 
 
 def _check_boxes(boxes: ArrayLike, frame: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

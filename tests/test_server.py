@@ -359,6 +359,15 @@ def test_the_servers_intrinsics_are_used_for_frames_of_their_proportions(serve, 
         assert ws.receive_json()["camera"]["assumed"]
 
 
+def test_the_servers_intrinsics_are_used_for_small_frames_with_rounded_sides(serve, estimator):
+    estimator.camera = handmesh.Camera(1600, 1600, 959.5, 539.5, 1920, 1080)
+    picture = encoded(np.zeros((240, 426, 3), np.uint8))  # 426.67 x 240
+    with serve().websocket_connect("/v1/stream") as ws:
+        ws.receive_json()
+        ws.send_bytes(frame_message(0.0, picture))
+        assert not ws.receive_json()["camera"]["assumed"]
+
+
 # --- the server's own source
 
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.estimator import HandMeshEstimator, check_camera
+from handmesh.estimator import HandMeshEstimator, check_camera, has_proportions
 from handmesh.records import DEFAULT_FOV_DEG, Camera
 from handmesh.tracker import HandTracker
 
@@ -41,11 +41,10 @@ class Engine:
 
     def camera_of(self, picture: NDArray[np.uint8], fov_deg: float = DEFAULT_FOV_DEG) -> Camera:
         """The estimator's camera if a client's picture (H, W, 3) has its proportions, else one assumed."""
-        height, width = picture.shape[:2]
         known = self.estimator.camera
-        if known is not None and abs(known.width * height - known.height * width) <= max(width, height):
+        if known is not None and has_proportions(known, picture):
             return check_camera(None, picture, known)
-        return Camera.from_fov(width, height, fov_deg)
+        return Camera.from_fov(picture.shape[1], picture.shape[0], fov_deg)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Hand a job over from any thread."""
