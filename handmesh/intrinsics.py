@@ -99,7 +99,7 @@ def parse_camera(text: str) -> Camera:
         fx, fy, cx, cy, width, height = (float(part) for part in parts)
     except ValueError as error:
         raise ValueError(f"a camera is a file or FX,FY,CX,CY,WIDTH,HEIGHT (six numbers), not {text!r}") from error
-    return Camera(fx, fy, cx, cy, int(width), int(height))
+    return Camera(fx, fy, cx, cy, width, height)  # pyright: ignore[reportArgumentType] (it wants whole numbers)
 
 
 def _parse_colmap(text: str, camera_id: int | None) -> Camera:

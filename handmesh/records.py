@@ -135,6 +135,8 @@ class Camera:
         for name in ("width", "height"):
             if values[name] != int(values[name]) or values[name] < 1:
                 raise ValueError(f"Camera.{name} must be a positive whole number but is {values[name]}")
+        for name, value in values.items():  # also of numpy's numbers, which JSON does not take
+            object.__setattr__(self, name, int(value) if name in ("width", "height") else float(value))
         coefficients = tuple(float(value) for value in self.distortion)
         if len(coefficients) not in lens.LENGTHS or not all(map(math.isfinite, coefficients)):
             raise ValueError(

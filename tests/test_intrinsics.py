@@ -139,3 +139,6 @@ def test_a_camera_on_the_command_line(tmp_path):
     assert parse_camera("612.5,608,323,236,640,480") == Camera(612.5, 608, 323, 236, 640, 480)
     with pytest.raises(ValueError, match="FX,FY"):
         parse_camera("1,2,3")
+    for width in ("640.7", "inf", "nan"):
+        with pytest.raises(ValueError, match=r"Camera\.width"):
+            parse_camera(f"612.5,608,323,236,{width},480")

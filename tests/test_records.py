@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+import json
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import graphs
 import numpy as np
@@ -121,6 +122,13 @@ def test_camera_must_be_finite(name, value):
 def test_camera_must_make_sense(change):
     with pytest.raises(ValueError, match=f"Camera.{next(iter(change))}"):
         replace(CAMERA, **change)
+
+
+def test_camera_of_numpys_numbers_is_one_of_plain_ones():
+    fx, fy, cx, cy = np.array([500, 505, 319.5, 239.5], np.float32)
+    camera = Camera(fx, fy, cx, cy, *np.array([640, 480]))
+    assert camera == Camera(500.0, 505.0, 319.5, 239.5, 640, 480)
+    assert json.loads(json.dumps(asdict(camera)))["fx"] == 500.0
 
 
 @pytest.mark.parametrize("fov", [0.0, 180.0, float("nan")])
