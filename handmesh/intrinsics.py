@@ -176,7 +176,7 @@ def _parse_storage(text: str) -> Camera:
 def _size(root: Any) -> tuple[int, int]:
     width, height = _node(root, WIDTH_KEYS), _node(root, HEIGHT_KEYS)
     if width is not None and height is not None:
-        return int(width.real()), int(height.real())
+        return int(_number(width, width.name())), int(_number(height, height.name()))
     pair = _numbers(root, ("image_size", "imageSize", "img_shape", "resolution"))
     if pair is None or pair.size != 2:
         raise ValueError(
@@ -195,19 +195,31 @@ def _node(root: Any, keys: tuple[str, ...]) -> Any:
 
 def _numbers(root: Any, keys: tuple[str, ...]) -> np.ndarray | None:
     """A matrix, a (nested) list or ROS's {rows, cols, data} as a flat array."""
+    import cv2
+
     node = _node(root, keys)
     if node is None:
         return None
+    key = node.name()
     if node.isMap() and node.getNode("dt").empty() and not node.getNode("data").empty():
         node = node.getNode("data")
     if node.isMap():
-        matrix = node.mat()
+        try:
+            matrix = node.mat()
+        except cv2.error as error:
+            raise ValueError(f"its {key} is no matrix: {error.err}") from error
         return None if matrix is None else np.asarray(matrix, np.float64).ravel()
     if node.isSeq():
         rows = [node.at(i) for i in range(node.size())]
         items = [row.at(i) for row in rows for i in range(row.size())] if rows and rows[0].isSeq() else rows
-        return np.array([item.real() for item in items])
+        return np.array([_number(item, key) for item in items])
     return None
+
+
+def _number(node: Any, key: str) -> float:
+    if not (node.isInt() or node.isReal()):  # OpenCV makes a huge number of a text
+        raise ValueError(f"its {key} must hold numbers, not texts")
+    return node.real()
 
 
 def _keys(root: Any) -> str:
