@@ -73,7 +73,10 @@ class Board:
             if numbers is None or len(numbers) < MIN_CORNERS:
                 return None
             places, pixels = self._charuco.matchImagePoints(corners, numbers)
-            return places.reshape(-1, 3).astype(np.float32), pixels.reshape(-1, 2).astype(np.float32)
+            places = places.reshape(-1, 3).astype(np.float32)
+            if np.linalg.matrix_rank(places - places[0]) < 2:
+                return None  # corners in one line show no plane
+            return places, pixels.reshape(-1, 2).astype(np.float32)
         found, corners = cv2.findChessboardCornersSB(
             gray, (self.columns, self.rows), flags=cv2.CALIB_CB_NORMALIZE_IMAGE
         )

@@ -94,6 +94,15 @@ def test_too_few_views_and_mixed_sizes_are_refused(shown):
         calibrate([], board)
 
 
+def test_corners_in_one_line_are_no_view():
+    board = Board("charuco", 12, 6, 0.03, 0.02)
+    picture = board.draw(40)
+    assert board.find(picture) is not None
+    picture[3 * 40 :] = 255  # two rows of squares, and between them one line of eleven corners
+    assert len(board._detector.detectBoard(picture[..., 0])[1]) == 11
+    assert board.find(picture) is None
+
+
 def test_a_single_tilt_is_doubtful():
     """Boards that all lie parallel to the picture say little of the focal length, and the result says so."""
 
