@@ -447,6 +447,21 @@ def test_a_lost_camera_is_told_and_tried_again(serve, monkeypatch, caplog):
     assert "there is no camera 0" in caplog.text
 
 
+def test_who_watches_is_told_what_is_wrong_and_may_not_flood(serve):
+    client = serve(source=lambda engine: ServerSource(engine, "camera 0", Camera), limits=Limits(messages_per_s=5))
+    with client.websocket_connect("/v1/source") as ws:
+        ws.receive_json()
+        ws.send_bytes(frame_message(0.0))
+        while (answer := ws.receive_json())["type"] != "error":
+            pass
+        assert "options only" in answer["message"]
+        for _ in range(30):
+            ws.send_text("{}")
+        while (answer := ws.receive())["type"] != "websocket.close":
+            pass
+        assert answer["code"] == 1008
+
+
 def test_without_a_source_that_is_said(serve):
     with serve().websocket_connect("/v1/source") as ws:
         ws.receive_json()

@@ -210,7 +210,7 @@ async def source(socket: WebSocket) -> None:
         if welcome and service.source is None:
             await socket.close(1008, "this server has no source of its own: start it with --source")
         elif welcome and service.source is not None:
-            await Viewer(socket, service.source).serve()
+            await Viewer(socket, service.source, service.limits).serve()
 
 
 @asynccontextmanager

@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import partial
 
 import cv2
+from starlette.types import Message
 from starlette.websockets import WebSocket
 
 from handmesh.estimator import check_camera
 from handmesh.server.engine import Engine, Newest
 from handmesh.server.osc import OscSender
-from handmesh.server.stream import StreamOptions, packed, say_error, send, until_first_ends
+from handmesh.server.stream import Limits, StreamOptions, converse, packed, say_error, send
 from handmesh.server.wire import HandFrame
 from handmesh.tracker import HandTracker
 from handmesh.video import CameraLostError, Frame, FrameSource
@@ -149,8 +150,8 @@ def _jpeg(frame: Frame) -> bytes:
 class Viewer:
     """A client that watches the server's own source."""
 
-    def __init__(self, socket: WebSocket, source: ServerSource) -> None:
-        self._socket, self._source = socket, source
+    def __init__(self, socket: WebSocket, source: ServerSource, limits: Limits) -> None:
+        self._socket, self._source, self._limits = socket, source, limits
         self._options = StreamOptions()
         self._inbox: Newest[HandFrame | str] = Newest()
 
@@ -163,17 +164,14 @@ class Viewer:
 
         self._source.listen(listener, lambda: self._options.picture)
         try:
-            await until_first_ends(self._read, self._answer)
+            await converse(self._socket, self._limits, self._hear, self._answer)
         finally:
             self._source.leave(listener)
 
-    async def _read(self) -> None:
-        while True:
-            text = await self._socket.receive_text()
-            try:
-                self._options = self._options.updated(text)
-            except ValueError as error:
-                await say_error(self._socket, str(error))
+    def _hear(self, message: Message) -> None:
+        if message.get("text") is None:
+            raise ValueError("this stream shows the server's own source and takes options only, as JSON text")
+        self._options = self._options.updated(message["text"])
 
     async def _answer(self) -> None:
         while True:

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import anyio
 import numpy as np
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from handmesh.records import DEFAULT_FOV_DEG, Camera
@@ -144,30 +145,16 @@ class Stream:
         self._tracker: HandTracker | None = None
         self._smoothing = Smoothing()
         self._last_s = -math.inf
-        self._flooded = False
 
     async def serve(self) -> None:
         """Answer until either side ends."""
-        await until_first_ends(self._read, self._answer)
-        if self._flooded:
-            await self._socket.close(1008, f"more than {self._limits.messages_per_s:g} messages a second")
+        await converse(self._socket, self._limits, self._hear, self._answer)
 
-    async def _read(self) -> None:
-        bucket = Bucket(self._limits.messages_per_s)
-        while True:
-            message = await self._socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            if bucket.take(time.monotonic()) > 0:
-                self._flooded = True
-                return
-            try:
-                if message.get("bytes") is not None:
-                    self._inbox.put(parse_frame(message["bytes"], self._limits))
-                else:
-                    self._options = self._options.updated(message["text"])
-            except ValueError as error:
-                await say_error(self._socket, str(error))
+    def _hear(self, message: Message) -> None:
+        if message.get("bytes") is not None:
+            self._inbox.put(parse_frame(message["bytes"], self._limits))
+        else:
+            self._options = self._options.updated(message["text"])
 
     async def _answer(self) -> None:
         while True:
@@ -225,6 +212,30 @@ async def send(socket: WebSocket, reply: bytes | str) -> None:
 async def say_error(socket: WebSocket, message: str) -> None:
     """Tell a client what is wrong with what it sent."""
     await socket.send_json({"type": "error", "message": message})
+
+
+async def converse(
+    socket: WebSocket, limits: Limits, hear: Callable[[Message], None], answer: Callable[[], Awaitable[None]]
+) -> None:
+    """Give a client's messages to ``hear``, and tell the client its ``ValueError``, beside ``answer``, until either
+    side ends. A client that sends too many is cut off."""
+    flooded = False
+
+    async def read() -> None:
+        nonlocal flooded
+        bucket = Bucket(limits.messages_per_s)
+        while (message := await socket.receive())["type"] != "websocket.disconnect":
+            if bucket.take(time.monotonic()) > 0:
+                flooded = True
+                return
+            try:
+                hear(message)
+            except ValueError as error:
+                await say_error(socket, str(error))
+
+    await until_first_ends(read, answer)
+    if flooded:
+        await socket.close(1008, f"more than {limits.messages_per_s:g} messages a second")
 
 
 async def until_first_ends(*parts: Callable[[], Awaitable[None]]) -> None:
