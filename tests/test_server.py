@@ -228,6 +228,8 @@ def test_a_stream_takes_options_and_names_what_is_wrong(serve):
             (json.dumps({"camera": camera | {"distortion": ["a"]}}), "camera.distortion"),
             (json.dumps({"camera": camera | {"distortion": [0.1]}}), "k1, k2"),
             (json.dumps({"camera": camera | {"width": 3.5}}), "whole number"),
+            (json.dumps({"camera": camera | {"fx": 10**400}}), "finite"),
+            ("[" * 100_000, "no JSON"),
         ]:
             ws.send_text(text)
             assert complaint in ws.receive_json()["message"]

@@ -79,8 +79,8 @@ class StreamOptions:
     def updated(self, text: str) -> StreamOptions:
         """These options with a client's changes. Raises ``ValueError`` that says what is wrong with them."""
         try:
-            changes = json.loads(text)
-        except ValueError as error:
+            changes = json.loads(text, parse_int=float)  # a whole number may be too large for what computes with it
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"options must be a JSON object, but this is no JSON: {text[:80]!r}") from error
         known = {option.name for option in fields(self)}
         if not isinstance(changes, dict) or not changes.keys() <= known:
