@@ -677,6 +677,7 @@ def test_the_command_serves_and_ends_in_order_with_a_stream_open(how):
         (["--key", "key.pem"], "--certificate"),
         (["--key", "key.pem", "--certificate", "cert.pem"], "cert.pem"),
         (["--host", "256.0.0.1", "--token", TOKEN], "256.0.0.1"),
+        (["--port", "70000"], "70000"),
     ],
 )
 def test_the_command_names_what_is_wrong(arguments, complaint, capsys, monkeypatch, estimator):

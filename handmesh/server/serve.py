@@ -30,7 +30,12 @@ class Certificate:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens at ``host`` (name or address) and ``port`` (0: any that is free). Raises ``OSError``."""
+    """A socket that listens at ``host`` (name or address) and ``port`` (0: any that is free).
+
+    Raises ``ValueError`` for a number that no port has, and ``OSError``.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"a port must be a number from 0 to 65535, not {port}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
