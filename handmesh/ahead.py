@@ -48,7 +48,7 @@ class _Ahead:
         self._change = threading.Condition()
         self._ready: TrackedFrame | None = None
         self._error: BaseException | None = None
-        self._ended = self._stopping = False
+        self._ended = self._stopping = self._tracking = False
         self.thread = threading.Thread(target=self._run, name="hands", daemon=True)
 
     def frames(self) -> Iterator[TrackedFrame]:
@@ -68,6 +68,7 @@ class _Ahead:
         with self._change:
             self._stopping = True
             self._change.notify_all()
+            self._change.wait_for(lambda: not self._tracking)  # the tracker is the caller's again
         if not self._source.live:  # a silent camera answers only when it is closed
             self.thread.join()
 
@@ -81,18 +82,21 @@ class _Ahead:
                 except StopIteration:
                     return
                 read_s = time.perf_counter()
-                if self._stopping:
-                    return
+                with self._change:
+                    if self._stopping:
+                        return
+                    self._tracking = True
                 hands = self._track(frame, time_s)
                 found_s = time.perf_counter()
                 with self._change:
+                    self._tracking = False
                     self._ready = TrackedFrame(frame, time_s, hands, 1e3 * (read_s - asked_s), 1e3 * (found_s - read_s))
                     self._change.notify_all()
         except BaseException as error:  # whatever it is, it belongs to whoever fetches
             self._error = error
         finally:
             with self._change:
-                self._ended = True
+                self._ended, self._tracking = True, False
                 self._change.notify_all()
 
     def _wanted(self) -> bool:

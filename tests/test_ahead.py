@@ -64,6 +64,24 @@ def test_the_next_frame_is_tracked_while_the_last_is_shown_and_no_more():
     assert threading.active_count() == 1 or all(thread.name != "hands" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_nothing_is_tracked_once_it_is_closed(live):
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    def track(frame, time_s):
+        begun.release()
+        time.sleep(0.1 * number_of(frame))
+        ended.release()
+        return []
+
+    with closing(track_ahead(Numbers(10, live=live), track)) as frames:
+        next(frames)
+        assert begun.acquire(timeout=WAIT_S)
+        assert begun.acquire(timeout=WAIT_S)
+    assert ended.acquire(blocking=False)
+    assert ended.acquire(blocking=False)
+
+
 @pytest.mark.parametrize("error", [ValueError("damaged"), KeyboardInterrupt()])
 def test_what_the_source_raises_comes_after_its_frames(error):
     frames = track_ahead(Numbers(3, error), lambda frame, time_s: [])
