@@ -35,7 +35,7 @@ from handmesh.server.osc import OscSender, parse_address
 from handmesh.server.pictures import picture_size, read_picture_bytes
 from handmesh.server.source import ServerSource
 from handmesh.server.stream import Limits, StreamOptions
-from handmesh.server.wire import decode
+from handmesh.server.wire import HandFrame, decode
 from handmesh.video import CameraLostError, FrameSource
 
 TOKEN = "correct-horse-battery"
@@ -510,6 +510,15 @@ def test_osc_packets_hold_the_hands(estimator):
     assert len(packet) < 1500
     (expected,) = estimator(hand_frame())
     np.testing.assert_allclose(messages["/handmesh/0/wrist"], expected.translation, rtol=0.05)
+
+
+def test_osc_without_a_way_to_the_receiver_complains_once(caplog):
+    sender = OscSender("255.255.255.255", 9000)  # a broadcast, which sockets refuse unless told otherwise
+    for _ in range(3):
+        sender.send(HandFrame([], handmesh.Camera.from_fov(320, 256), 0.0))
+    sender.close()
+    assert len(caplog.records) == 1
+    assert "OSC packets are lost" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["9000", "localhost", "localhost:0", "localhost:x", ":9000"])

@@ -15,12 +15,15 @@ One bundle a frame, so that what belongs together arrives together::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from handmesh.records import HandMesh
 from handmesh.server.wire import HandFrame
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "/handmesh"
 
@@ -34,13 +37,14 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class OscSender:
-    """Sends hands to one receiver. Nobody need listen there: packets then get lost."""
+    """Sends hands to one receiver. Nobody need listen there, nor need there be a way: packets then get lost."""
 
     def __init__(self, host: str, port: int) -> None:
         from pythonosc.udp_client import UDPClient
 
         self._client = UDPClient(host, port)
         self._known: set[int] = set()
+        self._complained = False
 
     def send(self, frame: HandFrame) -> None:
         """Send one frame's hands, and which are gone since the last."""
@@ -67,7 +71,12 @@ class OscSender:
         for gone in sorted(self._known - seen):
             add(f"{gone}/lost")
         self._known = seen
-        self._client.send(bundle.build())
+        try:
+            self._client.send(bundle.build())
+        except OSError as error:  # such as a network that is down: no reason to stop what others watch
+            if not self._complained:
+                _log.warning("OSC packets are lost: %s", error)
+            self._complained = True
 
     def close(self) -> None:
         """Let the socket go."""
