@@ -341,6 +341,17 @@ def test_a_recording_becomes_one_file_of_a_clip(serve, tmp_path):
     assert "increase" in client.post("/v1/export", content=backwards).json()["detail"]
 
 
+def test_a_recording_of_one_frame_has_meshes_of_its_parameters(serve, tmp_path):
+    client = serve()
+    recording = recorded(client, [HAND])
+    (tmp_path / "hands.glb").write_bytes(client.post("/v1/export?format=glb", content=recording).content)
+    (mesh,) = GLTF2().load(tmp_path / "hands.glb").meshes
+    assert mesh.name == "right_0"
+    answer = client.post("/v1/export?format=obj", content=recording)
+    assert answer.status_code == 422
+    assert "clip" in answer.json()["detail"]
+
+
 def test_several_hands_skeletons_come_as_an_archive(serve):
     client = serve()
     frame = graphs.draw_hand(hand_frame(80), (240, 120), 64, "left")

@@ -37,8 +37,9 @@ def write_file(
 ) -> tuple[bytes, str]:
     """The bytes of a file of one frame's or a clip's hands, and its suffix: that of ``kind``, or zip for several files.
 
-    ``model`` is the hand model of a clip; ``mesh`` False leaves surfaces out of a frame's json. Raises ``LookupError``
-    where there is no hand (but in a frame's json) and ``ValueError`` where the format does not fit.
+    A frame without meshes counts as a clip, whose files make them of the parameters again: ``model`` is the hand model
+    of a clip. ``mesh`` False leaves surfaces out of a frame's json. Raises ``LookupError`` where there is no hand (but
+    in a frame's json) and ``ValueError`` where the format does not fit.
     """
     if len(frames) == 1 and kind == "json":
         return json.dumps(frame_to_json(frames[0], mesh=mesh), separators=(",", ":")).encode(), kind
@@ -46,7 +47,8 @@ def write_file(
         raise LookupError(f"there is no hand in the {'picture' if len(frames) == 1 else 'recording'}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"hands.{kind}"
-        if len(frames) == 1 and path.suffix in WRITERS:
+        with_mesh = all(len(hand.vertices) for hand in frames[0].hands)
+        if len(frames) == 1 and path.suffix in WRITERS and with_mesh:
             export_hands(frames[0].hands, path)
             written = [path]
         else:
