@@ -616,6 +616,14 @@ def test_requests_have_a_rate(serve):
     assert client.get("/").status_code == 200
 
 
+def test_guesses_at_the_token_have_a_rate_too(serve):
+    client = serve("10.0.0.5", access=Access("0.0.0.0", TOKEN, requests_per_s=2))
+    wrong = {"Authorization": "Bearer not-the-right-token"}
+    statuses = [client.get("/v1/info", headers=wrong).status_code for _ in range(8)]
+    assert statuses[:4] == [401] * 4
+    assert 429 in statuses
+
+
 def test_a_bucket_refills():
     bucket = Bucket(10.0)
     assert [bucket.take(100.0) > 0 for _ in range(21)] == [False] * 20 + [True]

@@ -129,7 +129,8 @@ class Gate:
             return
         headers = Headers(scope=scope)
         refusal = self._access.refusal(scope["path"], headers)
-        wait_s = self._wait_s(scope) if refusal is None and scope["path"].startswith(_API) else 0.0
+        counts = refusal is None or refusal[0] == 401  # a token may not be guessed at any rate
+        wait_s = self._wait_s(scope) if counts and scope["path"].startswith(_API) else 0.0
         if wait_s > 0:
             refusal = 429, f"more than {self._access.requests_per_s:g} requests a second: wait {wait_s:.1f} s"
         if scope["type"] == "websocket":
