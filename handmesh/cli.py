@@ -329,7 +329,11 @@ def _camera(options: argparse.Namespace) -> Camera | None:
 def _tracker(options: argparse.Namespace) -> HandTracker:
     from handmesh.tracker import HandTracker
 
-    return HandTracker(_estimator(options))
+    estimator = _estimator(options)
+    tracker = HandTracker(estimator)
+    # The tracker gives hands the shape of --hand: the key that measures a hand takes it back there.
+    tracker.betas, estimator.betas = estimator.betas, None
+    return tracker
 
 
 def _image(options: argparse.Namespace) -> int:

@@ -444,3 +444,19 @@ def test_a_hand_file_gives_every_hand_its_shape(workplace, estimator):
     assert main(["image", "a.png", "--save", "hand.json", "--hand", "me.json"]) == 0
     (hand,) = json.loads((workplace / "hand.json").read_text())["hands"]
     np.testing.assert_allclose(hand["betas"], np.linspace(0, 1, 10), atol=1e-6)
+
+
+def test_a_hand_file_gives_way_to_the_key_that_measures(clip, estimator, monkeypatch):
+    hand_size.HandShape(np.linspace(0, 1, 10), 0.18, True).save("me.json")
+    trackers = []
+
+    class Session(LiveSession):
+        def __init__(self, tracker, *arguments, **settings):
+            super().__init__(tracker, *arguments, **settings)
+            trackers.append(tracker)
+
+    monkeypatch.setattr(live, "LiveSession", Session)
+    assert main(["webcam", "--source", "clip.mp4", "--no-window", "--hand", "me.json"]) == 0
+    np.testing.assert_allclose(trackers[0].betas, np.linspace(0, 1, 10))
+    (hand,) = estimator(hand_frame())
+    np.testing.assert_allclose(hand.betas, graphs.BETAS, atol=1e-5)
