@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -391,12 +392,11 @@ def _video(options: argparse.Namespace) -> int:
 
 def _stems(paths: Sequence[Path]) -> list[str]:
     """Names for what is written about files: their own without suffix, numbered where several have the same."""
-    counts: dict[str, int] = {}
-    stems = []
+    stems: dict[str, None] = {}
     for path in paths:
-        number = counts[path.stem] = counts.get(path.stem, 0) + 1
-        stems.append(path.stem if number == 1 else f"{path.stem}-{number}")
-    return stems
+        names = chain([path.stem], (f"{path.stem}-{number}" for number in count(2)))
+        stems[next(name for name in names if name not in stems)] = None
+    return list(stems)
 
 
 def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | None, options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -97,6 +98,10 @@ def test_image_takes_folders_and_keeps_pictures_of_one_name_apart(workplace):
     assert main(["image", "a", "b/*.png", "--out", "drawn", "--save", "drawn/hand.obj"]) == 0
     names = sorted(path.name for path in (workplace / "drawn").iterdir())
     assert names == ["1-2_hand.obj", "1-2_hands.png", "1_hand.obj", "1_hands.png", "2_hand.obj", "2_hands.png"]
+
+
+def test_numbered_names_keep_clear_of_files_that_are_called_so():
+    assert cli._stems([Path("a/x.png"), Path("b/x.png"), Path("b/x-2.png")]) == ["x", "x-2", "x-2-2"]
 
 
 def test_image_without_a_hand_says_so_and_writes_no_mesh(workplace, capsys):
