@@ -374,7 +374,7 @@ def _video(options: argparse.Namespace) -> int:
     tracker = _tracker(options)
     if len(videos) == 1:
         output = options.out or OUT
-        if not output.suffix:
+        if not output.suffix or output.is_dir():
             output = output / f"{videos[0].stem}_hands.mp4"
         return _draw_video(tracker, videos[0], output, options.save, options)
     failed = 0

@@ -132,6 +132,12 @@ def test_one_video_can_go_into_a_folder(workplace, clip):
     assert [path.name for path in (workplace / "drawn").iterdir()] == ["clip_hands.mp4"]
 
 
+def test_a_folder_with_a_dot_in_its_name_is_a_folder(workplace, clip):
+    (workplace / "run.1").mkdir()
+    assert main(["video", "clip.mp4", "--max-frames", "1", "--out", "run.1"]) == 0
+    assert (workplace / "run.1" / "clip_hands.mp4").is_file()
+
+
 def test_image_goes_on_after_a_picture_that_may_not_be_read(workplace, monkeypatch, capsys):
     write_picture("a.png", hand_frame())
     write_picture("b.png", hand_frame())
