@@ -68,7 +68,7 @@ public sealed class HandmeshStream : MonoBehaviour
             while (arrived.TryDequeue(out _)) { } // the freshest wins
             arrived.Enqueue(HandmeshMessage.Parse(message));
         }
-        else if (rightFaces == null) ReadGreeting(Encoding.UTF8.GetString(buffer, 0, length));
+        else if (result.MessageType == WebSocketMessageType.Text && rightFaces == null) ReadGreeting(Encoding.UTF8.GetString(buffer, 0, length));
     }
 
     void ReadGreeting(string json)
