@@ -16,16 +16,16 @@ from handmesh.records import T_YUP_CAM
 from handmesh.skeleton import MANO_JOINTS, MANO_PARENTS
 
 
-def bvh_text(track: HandTrack, rest: RestHand, fps: float, frame_count: int) -> str:
-    """A hand's movement over frames 0 .. ``frame_count`` - 1 as a BVH file's text."""
+def bvh_text(track: HandTrack, rest: RestHand, fps: float, times_s: NDArray[np.float64]) -> str:
+    """A hand's movement as a BVH file's text: at each of the times (N,), ``fps`` a second, as it was seen last."""
     order: list[int] = []
     lines = ["HIERARCHY", *_joint(0, rest, order, 0)]
     rotations = track.rotations.copy()
     rotations[:, 0] = T_YUP_CAM @ rotations[:, 0]
     angles = np.degrees(np.unwrap(euler_zxy(rotations), axis=0))[:, order]  # (T, 16, 3)
     rows = np.concatenate([track.translations @ T_YUP_CAM, angles.reshape(len(angles), -1)], axis=1)
-    held = np.clip(np.searchsorted(track.frames, np.arange(frame_count), side="right") - 1, 0, None)
-    lines += ["MOTION", f"Frames: {frame_count}", f"Frame Time: {1 / fps:.9f}"]
+    held = np.clip(np.searchsorted(track.times_s, times_s, side="right") - 1, 0, None)
+    lines += ["MOTION", f"Frames: {len(times_s)}", f"Frame Time: {1 / fps:.9f}"]
     lines += [" ".join(f"{value:.6f}" for value in rows[row]) for row in held]
     return "\n".join(lines) + "\n"
 

@@ -31,6 +31,9 @@ from handmesh.gltf import animated_glb
 from handmesh.keypoints import KEYPOINT_NAMES, KeypointOrder, reorder
 from handmesh.kinematics import RestHand
 
+MOST_FILLED = 200_000
+"""A .bvh is not filled up to more frames than these, two hours of 30 a second."""
+
 
 def export_clip(
     clip: Clip,
@@ -89,14 +92,26 @@ def _glb(clip: Clip, path: Path, model: HandModelArrays, keypoints: KeypointOrde
 
 
 def _bvh(clip: Clip, path: Path, model: HandModelArrays, keypoints: KeypointOrder) -> Contents:
-    tracks = clip.tracks()
+    tracks, times_s = clip.tracks(), _even_times(clip)
     contents: Contents = {}
     for track in tracks:
         rest = RestHand.from_model(model, track.betas, track.side)
-        text = bvh_text(track, rest, clip.fps, len(clip.frames))
+        text = bvh_text(track, rest, clip.fps, times_s)
         target = path if len(tracks) == 1 else path.with_stem(f"{path.stem}_{track.name}")
         contents[target] = lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
     return contents
+
+
+def _even_times(clip: Clip) -> np.ndarray:
+    """Ends of a clip's frames if they came at its ``fps`` throughout: streams drop frames, and BVH knows one rate."""
+    duration_s = clip.times_s[-1] - clip.times_s[0]
+    count = duration_s * clip.fps + 1
+    if count > max(MOST_FILLED, 2 * len(clip.frames)):
+        raise ValueError(
+            f"{len(clip.frames)} frames over {duration_s:.0f} s, mostly {1 / clip.fps:.3g} s apart, have pauses too "
+            "long for .bvh: use .glb"
+        )
+    return clip.times_s[0] + (np.arange(round(count)) + 0.5) / clip.fps
 
 
 def _json(clip: Clip, path: Path, model: HandModelArrays, keypoints: KeypointOrder) -> Contents:

@@ -224,6 +224,24 @@ def test_one_hand_is_one_bvh(clip, tmp_path):
     assert export_clip(alone, tmp_path / "clip.bvh", MODEL) == [tmp_path / "clip.bvh"]
 
 
+def test_bvh_keeps_time_where_frames_were_dropped(clip, tmp_path):
+    kept = [*range(10), *range(10, FRAMES, 3)]
+    uneven = Clip(FPS)
+    for number in kept:
+        uneven.add(clip.times_s[number], clip.frames[number][:1])
+    (path,) = export_clip(uneven, tmp_path / "clip.bvh", MODEL)
+    text = path.read_text()
+    assert bvh.Bvh(text).nframes == kept[-1] + 1
+    for number, shown in ((9, 9), (13, 13), (14, 13), (15, 13), (16, 16)):
+        hand = hand_of(shown, 0)
+        assert hand is not None
+        wanted = (hand.joints + hand.translation) * TO_YUP
+        np.testing.assert_allclose(bvh_keypoints(text, number), wanted, atol=5e-6)
+    uneven.add(1e9, clip.frames[0][:1])
+    with pytest.raises(ValueError, match="pauses too long"):
+        export_clip(uneven, tmp_path / "clip.bvh", MODEL)
+
+
 def test_euler_angles_turn_as_their_rotations_also_where_they_lock():
     turns = Rotation.random(200, random_state=3)
     locked = Rotation.from_euler("ZXY", [[30, 90, 10], [-170, -90, 60], [0, 90, 0]], degrees=True)
