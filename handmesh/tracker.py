@@ -54,6 +54,9 @@ SEARCH_FOR_LOST_EVERY = 2
 EDGE_WAITS_S = 0.3
 """So long a hand that comes in over the picture's edge waits to be seen whole before it is taken for a lost one."""
 
+EDGE_FORGOTTEN_S = 1.0
+"""The wait begins anew for a hand that comes so long after the last one was seen waiting."""
+
 HIDDEN_S = 1.0
 """So long a hand that has gone behind another is looked for along its path."""
 
@@ -162,7 +165,7 @@ class HandTracker:
         self._time_s: float | None = None
         self._frame_size: tuple[int, int] | None = None
         self._since_detection = 0
-        self._waits_since_s = math.inf
+        self._waits_since_s = self._waited_s = -math.inf
         self._next_id = 0
 
     def __call__(
@@ -336,11 +339,15 @@ class HandTracker:
         height, width = self._frame_size
         limits = np.array([-0.5, -0.5, 0.5 - width, 0.5 - height])  # of a box x1, y1, -x2, -y2 inside
         whole = [view for view in found if np.all(view.best.box * [1, 1, -1, -1] >= limits)]
-        if len(whole) == len(found) or len({track.side for track in lost}) < 2:
-            self._waits_since_s = math.inf
-            return list(found)
-        self._waits_since_s = min(self._waits_since_s, self._time_s)
-        return whole if self._time_s - self._waits_since_s < EDGE_WAITS_S else list(found)
+        if len(whole) < len(found) and len({track.side for track in lost}) == 2:
+            if self._time_s - self._waited_s > EDGE_FORGOTTEN_S:
+                self._waits_since_s = self._time_s
+            self._waited_s = self._time_s
+            if self._time_s - self._waits_since_s < EDGE_WAITS_S:
+                return whole
+        if found:  # else it may be that nobody has looked
+            self._waited_s = -math.inf
+        return list(found)
 
     def _give_way(self, found: Sequence[View], seen: list[View]) -> None:
         """Where all places are taken, what is hardly a hand, as nobody can tell its side, makes room for a sure one."""

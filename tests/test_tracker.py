@@ -374,6 +374,27 @@ def test_a_hand_lost_and_detected_near_its_place_goes_on(scripted, dim_frame):
     np.testing.assert_allclose(center(second), 0.5 * (B[:2] + B[2:]), atol=15)
 
 
+def test_a_hand_that_stays_at_the_edge_waits_no_longer_than_it_should(scripted, dim_frame):
+    """Two lost hands may be the one at the edge, and the detector does not look for it in every frame."""
+    middle, edge = np.array([250.0, 330, 380, 460]), np.array([-65.0, 150, 65, 280])
+    in_sight = [A, B, middle]
+
+    def see(box, side):
+        there = [one for one in in_sight if np.abs(np.subtract(box, one)[:2]).max() < 60]
+        as_asked = (side == "left") == (box[0] < 200)
+        return scripted.hand_at((*there, box)[0], side, 0.9 if there else 0.1, 0.9 if as_asked else 0.1)
+
+    tracker = HandTracker(scripted, max_hands=4, smoothing=None)
+    scripted.see, scripted.found = see, [Detection(box, "right", 0.9) for box in in_sight]
+    counts = [len(tracker(dim_frame, k / FPS)) for k in range(10)]
+    in_sight, scripted.found = [middle], []
+    counts += [len(tracker(dim_frame, k / FPS)) for k in range(10, 20)]
+    in_sight, scripted.found = [middle, edge], [Detection(edge, "left", 0.9)]
+    counts += [len(tracker(dim_frame, k / FPS)) for k in range(20, 40)]
+    assert (counts[9], counts[19]) == (3, 1)
+    assert counts.index(2, 20) in range(20 + 9, 20 + 16)
+
+
 def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
     video = make_video(detect_every=1)
     for k in range(10):
