@@ -5,7 +5,8 @@
     python demos/webcam.py --source sample --no-window --record out/sample.mp4
 
 Keys, in the window: m mesh, k skeleton, x mirror, g snapshot to out/snapshot.glb, r record to out/webcam.mp4,
-t smoothing, h measure your hand, q or Esc quit. Without a display it records to out/webcam.mp4 instead of opening a window.
+t smoothing, h measure your hand, q or Esc quit. Without a display it records to out/webcam.mp4 instead of opening a
+window.
 """
 
 from handmesh.cli import webcam_main
