@@ -1,10 +1,14 @@
 import json
+import os
+from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
 import torch
 
+from handmesh import assets
+from handmesh.model import deploy
 from handmesh.model.backbone import ActivationName, Variant
 from handmesh.model.deploy import (
     HAND_OUTPUTS,
@@ -121,3 +125,61 @@ def test_registry_keeps_other_entries(tmp_path):
     assert not (tmp_path / "b.onnx").exists()
     assert (tmp_path / "a.onnx").exists()
     assert entries["a"]["sha256"] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+
+
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_weights_open_wherever_their_replacement_is_interrupted(tmp_path, monkeypatch, failing):
+    folder = tmp_path / "weights"
+    monkeypatch.setattr(assets, "ASSETS", folder)
+    monkeypatch.setattr(assets, "WEIGHTS_REGISTRY", folder / "weights.json")
+    file = tmp_path / "fast.onnx"
+    file.write_bytes(b"old")
+    register_weights(folder, "fast", file, {"kind": "hand"})
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    file.write_bytes(b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            register_weights(folder, "fast", file, {"kind": "hand"})
+    assert assets.weights_path("fast").read_bytes() in (b"old", b"new")
+    file.write_bytes(b"newer")
+    register_weights(folder, "fast", file, {"kind": "hand"})
+    assert assets.weights_path("fast").read_bytes() == b"newer"
+    assert {path.name for path in folder.iterdir()} == {"fast.onnx", "weights.json"}
+
+
+def test_a_forgotten_file_is_named_no_more_when_it_goes(tmp_path, monkeypatch):
+    (tmp_path / "a.onnx").write_bytes(b"a")
+    register_weights(tmp_path, "a", tmp_path / "a.onnx", {"kind": "hand"})
+
+    def named(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a.onnx":
+            assert "a" not in json.loads((tmp_path / "weights.json").read_text())
+
+    monkeypatch.setattr(Path, "unlink", named)
+    assert forget_weights(tmp_path, "a")
+
+
+def test_an_interrupted_export_leaves_the_weights_that_were_there(tmp_path, monkeypatch):
+    (tmp_path / "fast.onnx").write_bytes(b"old")
+    register_weights(tmp_path, "fast", tmp_path / "fast.onnx", {"kind": "hand"})
+    before = (tmp_path / "weights.json").read_text()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy, "load_network", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "export_hand_network", lambda _, path, **__: path.write_bytes(b"new"))
+    monkeypatch.setattr(deploy, "export_hand_model", lambda path, _: path.write_bytes(b"new"))
+    monkeypatch.setattr(deploy, "parity_mm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.main(["ema.pt", "--folder", str(tmp_path), "--crops", "1"])
+    assert (tmp_path / "fast.onnx").read_bytes() == b"old"
+    assert (tmp_path / "weights.json").read_text() == before

@@ -58,6 +58,26 @@ def test_a_failure_leaves_the_twin_that_was_there(folder, monkeypatch):
     assert (folder / "weights.json").read_text() == before
 
 
+def test_a_twin_that_cannot_be_entered_leaves_the_one_that_was_there(folder, monkeypatch):
+    (folder / "mine_int8.onnx").write_bytes(b"earlier")
+    register_weights(folder, "mine_int8", folder / "mine_int8.onnx", {"kind": "hand", "precision": "int8"})
+    before = (folder / "weights.json").read_text()
+
+    def quantise(source, target, data, calibrate):
+        target.write_bytes(b"twin")
+        return {"loses": False, "one_thread": {"ratio": 0.6}}
+
+    def interrupted(registry, entries):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(quantisation.QUANTISERS, "hand", quantise)
+    monkeypatch.setattr("handmesh.model.deploy._write_registry", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantisation.main(["mine", "--data", "any", "--folder", str(folder)])
+    assert (folder / "mine_int8.onnx").read_bytes() == b"earlier"
+    assert (folder / "weights.json").read_text() == before
+
+
 def test_only_hand_networks_and_detectors_of_a_table_have_twins(folder):
     register_weights(folder, "poses", folder / "mine.onnx", {"kind": "hand_model"})
     for name in ("poses", "unknown"):

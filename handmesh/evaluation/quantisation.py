@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.assets import ASSETS, load_hand_model
-from handmesh.atomic import written_whole
 from handmesh.datasets.detection import VALIDATION_SETS
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.sample import Batch
@@ -146,9 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["kept"] = not result.pop("loses") and result["one_thread"]["ratio"] < 1.0
         _log.info("%s", json.dumps(result, indent=1))
         if result["kept"]:
-            with written_whole(target) as temporary:
-                shutil.copyfile(twin, temporary)
-            register_weights(args.folder, target.stem, target, {"kind": kind, "precision": "int8"})
+            register_weights(args.folder, target.stem, twin, {"kind": kind, "precision": "int8"})
         else:
             forget_weights(args.folder, target.stem)
             _log.warning("int8 does not win here: there is no %s", target.name)

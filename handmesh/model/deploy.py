@@ -8,6 +8,8 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,11 +229,22 @@ def runtime_parity_mm(network: HandRegressor, path: Path, crops: torch.Tensor) -
 
 
 def register_weights(folder: Path, name: str, file: Path, facts: dict[str, Any]) -> None:
-    """Enter a file of `folder` into its `weights.json` with its SHA-256, replacing an entry of the same name."""
-    registry = folder / "weights.json"
+    """Copy a file into `folder` and enter it into its `weights.json` with its SHA-256, replacing an entry of that name.
+
+    Wherever that is interrupted, the entry and the file it names belong together: weights that are there already are
+    replaced by way of a second copy, as two files cannot change at once. So `file` should lie elsewhere until then.
+    """
+    registry, target = folder / "weights.json", folder / file.name
+    spare = target.with_name(f".{target.stem}.next{target.suffix}")
     entries = json.loads(registry.read_text()) if registry.is_file() else {}
-    entries[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **facts}
-    _write_registry(registry, entries)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    in_use = entries.get(name, {}).get("file") == target.name
+    for place in (spare, target) if in_use else (target,):
+        with written_whole(place) as temporary:
+            shutil.copyfile(file, temporary)
+        entries[name] = {"file": place.name, "sha256": digest, **facts}
+        _write_registry(registry, entries)
+    spare.unlink(missing_ok=True)
 
 
 def _write_registry(registry: Path, entries: dict[str, Any]) -> None:
@@ -245,8 +258,8 @@ def forget_weights(folder: Path, name: str) -> bool:
     entries = json.loads(registry.read_text()) if registry.is_file() else {}
     entry = entries.pop(name, None)
     if entry is not None:
-        (folder / entry["file"]).unlink(missing_ok=True)
         _write_registry(registry, entries)
+        (folder / entry["file"]).unlink(missing_ok=True)
     return entry is not None
 
 
@@ -322,21 +335,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     crops = torch.randint(0, 256, (args.crops, size, size, 3), generator=generator, dtype=torch.uint8)
     rounded = round_to_float16(folded)
     path = args.folder / f"{args.name}.onnx"
-    export_hand_network(folded, path, name=args.name)
     pose_graph = "hand_model" if hand_model is None else f"{args.name}_hand_model"
-    export_hand_model(args.folder / f"{pose_graph}.onnx", hand_model)
-    report = {
-        "fold_mm": parity_mm(network, folded, crops),
-        "float16_mm": parity_mm(folded, rounded, crops),
-        "onnxruntime_mm": runtime_parity_mm(rounded, path, crops),
-    }
-    seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
-    built = network.config
-    facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
-    facts["samples_seen"] = seen
-    register_weights(args.folder, args.name, path, {"kind": "hand", **facts, "parity": report})
-    forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before
-    register_weights(args.folder, pose_graph, args.folder / f"{pose_graph}.onnx", {"kind": "hand_model"})
+    with tempfile.TemporaryDirectory() as temporary:  # what is there stays in use until all is written and measured
+        hand_file, pose_file = Path(temporary) / path.name, Path(temporary) / f"{pose_graph}.onnx"
+        export_hand_network(folded, hand_file, name=args.name)
+        export_hand_model(pose_file, hand_model)
+        report = {
+            "fold_mm": parity_mm(network, folded, crops),
+            "float16_mm": parity_mm(folded, rounded, crops),
+            "onnxruntime_mm": runtime_parity_mm(rounded, hand_file, crops),
+        }
+        seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
+        built = network.config
+        facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
+        facts["samples_seen"] = seen
+        forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before
+        register_weights(args.folder, args.name, hand_file, {"kind": "hand", **facts, "parity": report})
+        register_weights(args.folder, pose_graph, pose_file, {"kind": "hand_model"})
     _log.info("%s: %.2f MB; largest vertex differences in mm: %s", path, path.stat().st_size / 1e6, report)
     _log.info("its int8 twin, which runs faster: handmesh quantise %s --folder %s --data DATA", args.name, args.folder)
 

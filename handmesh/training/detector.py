@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -434,10 +435,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def publish(network: DetectorNetwork, folder: Path, samples: int) -> Path:
     """Export into `folder` as `detector.onnx` and enter it, with the samples seen, into its weights.json."""
-    path = export_detector(network, folder / "detector.onnx")
     facts = {"kind": "detector", "version": DETECTOR_VERSION, "samples": samples, "licence": "Apache-2.0"}
-    register_weights(folder, "detector", path, facts)
-    return path
+    with tempfile.TemporaryDirectory() as temporary:
+        file = export_detector(network, Path(temporary) / "detector.onnx")
+        register_weights(folder, "detector", file, facts)
+    return folder / file.name
 
 
 if __name__ == "__main__":
