@@ -150,6 +150,23 @@ def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
     assert painted(page, "#frame") > 0.001
 
 
+def test_a_recording_ends_with_its_source(page, tmp_path):
+    page.click("#use-server")
+    wait_for_hands(page)
+    page.click("#record")
+    page.wait_for_selector("#recording:text('s')")
+    page.click("#use-camera")
+    save = page.locator("[aria-label='Save the recording as JSON']")
+    times = [
+        frame["time_s"] for frame in json.loads(download(page, save.click, tmp_path / "r.json").read_text())["frames"]
+    ]
+    assert times == sorted(times)
+    assert page.get_attribute("#record", "aria-pressed") == "false"
+    page.click("#stop")
+    assert page.is_disabled("#record")
+    assert page.get_attribute("#picture", "aria-label") == "No picture yet"
+
+
 def test_the_token_is_asked_for(browser, served):
     page = browser.new_context().new_page()
     page.goto(served.url.split("#")[0])

@@ -164,8 +164,9 @@ function show(frame, message, stages, delay, now) {
 async function use(next, open) {
   const turn = use.turn = (use.turn ?? 0) + 1;
   trouble();
-  stopSource();
   mode = next;
+  if (recorder.on) endRecording(); // each source has its own clock, and the times of a recording must increase
+  stopSource();
   $('start').hidden = next !== null;
   $('stop').disabled = next === null;
   $('use-camera').setAttribute('aria-pressed', next === 'camera');
