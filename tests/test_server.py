@@ -460,6 +460,28 @@ def test_a_lost_camera_is_told_and_tried_again(serve, monkeypatch, caplog):
     assert "there is no camera 0" in caplog.text
 
 
+def test_a_source_that_fails_is_told_and_started_again_by_the_next_listener(estimator, caplog):
+    tries = []
+
+    def open_camera() -> FrameSource:
+        tries.append(time.monotonic())
+        if len(tries) < 2:
+            raise RuntimeError("a driver's own error")
+        return Camera()
+
+    engine, heard = Engine(estimator), []
+    source = ServerSource(engine, "camera 0", open_camera)
+    source.listen(heard.append)
+    assert wait_until(lambda: heard)
+    assert "RuntimeError: a driver's own error" in heard[0]
+    source.listen(lambda _: None)
+    assert wait_until(lambda: len(heard) > 1)
+    source.close()
+    engine.close()
+    assert isinstance(heard[1], HandFrame)
+    assert "the source camera 0 has failed" in caplog.text
+
+
 def test_who_watches_is_told_what_is_wrong_and_may_not_flood(serve):
     client = serve(source=lambda engine: ServerSource(engine, "camera 0", Camera), limits=Limits(messages_per_s=5))
     with client.websocket_connect("/v1/source") as ws:

@@ -35,7 +35,8 @@ class ServerSource:
     """A source of frames of which all listeners get the hands.
 
     ``open_source`` opens it, again and again: a clip starts anew at its end, and a camera that is lost or busy is tried
-    for every two seconds. The source is open only while somebody listens; an `OscSender` listens all the time.
+    for every two seconds. After an error that nobody expected it stays closed until somebody else begins to listen. The
+    source is open only while somebody listens; an `OscSender` listens all the time.
     """
 
     def __init__(
@@ -91,6 +92,15 @@ class ServerSource:
     def _play(self, stop: threading.Event, previous: threading.Thread | None) -> None:
         if previous is not None:
             previous.join()  # it may still hold the camera
+        try:
+            self._play_on(stop)
+        except Exception as error:  # our own mistake or a library's: trying again by itself would not help
+            _log.exception("the source %s has failed", self.name)
+            with self._lock:
+                stop.set()  # so that the next listener starts it again
+            self._tell(f"the source has failed ({type(error).__name__}: {error}); connect again to have it opened anew")
+
+    def _play_on(self, stop: threading.Event) -> None:
         tracker = self._engine.submit(self._engine.tracker).result()
         while not stop.is_set():
             try:
