@@ -109,6 +109,12 @@ class Track:
         self.depth_filter = VectorFilter(self.smoothing.depth)
         self.velocity = np.zeros(3)
 
+    def filter_by(self, smoothing: Smoothing) -> None:
+        """Filter so from now on: afresh, where it was filtered otherwise or is of a time when nothing was."""
+        if smoothing != self.smoothing:
+            self.smoothing = smoothing
+            self.forget_motion()
+
     def move_on(self, dt_s: float) -> None:
         """Expect the hand where its path leads in ``dt_s`` seconds."""
         self._since_s += dt_s

@@ -384,7 +384,8 @@ class HandTracker:
     def _smooth(self, seen: Sequence[View], trusts: Sequence[float], camera: Camera) -> list[HandMesh]:
         """The meshes with their tracks' numbers, filtered, of settled shape, and posed again."""
         tracks, hands = [view.owner for view in seen], [view.best for view in seen]
-        if self.smoothing is None and self._betas is None:
+        smoothing, given = self.smoothing, self._betas  # read once, as another thread may set them meanwhile
+        if smoothing is None and given is None:
             return [replace(hand, track_id=track.id) for track, hand in zip(tracks, hands, strict=True)]
         if not seen:
             return []
@@ -392,18 +393,20 @@ class HandTracker:
         assert time_s is not None
         rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
         rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
-        if self.smoothing is not None:
+        if smoothing is not None:
+            for track in tracks:
+                track.filter_by(smoothing)
             turned = zip(tracks, rotations, strict=True)
             rotations = np.stack([track.rotation_filter(raw, time_s) for track, raw in turned])
         shapes = [
             track.shape(hand.betas, hand.score * (0.05 + how_far))
             for track, hand, how_far in zip(tracks, hands, trusts, strict=True)
         ]
-        betas = np.stack(shapes if self._betas is None else [self._betas] * len(seen))
+        betas = np.stack(shapes if given is None else [given] * len(seen))
         posed = self._estimator.pose(rotations, betas, [hand.side for hand in hands])
         keypoints = np.stack([hand.joints_2d for hand in hands])
         places = solve_translation(np.stack([hand.joints for hand in posed]), keypoints, camera)
-        if self.smoothing is not None:
+        if smoothing is not None:
             places = [_smooth_place(track, place, time_s) for track, place in zip(tracks, places, strict=True)]
         return [
             build_hand(shape, raw.side, place, camera, raw.score, raw.side_score, track_id=track.id)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handmesh.records import Camera, Detection, HandMesh
-from handmesh.smoothing import OneEuro, Smoothing
+from handmesh.smoothing import OneEuro, Smoothing, rotvec_to_rotmat
 from handmesh.tracker import HandTracker, track_together
 
 FPS = 30.0
@@ -514,3 +514,30 @@ def test_stronger_smoothing_lags_more(make_video):
             (hand,) = video.show((200 + 6 * k, 200, 130, "right"))
         behind.append(200 + 6 * 19 - center(hand)[0])
     assert behind[0] > behind[1] + 5 > behind[2] + 5
+
+
+def test_a_hand_that_came_while_smoothing_was_off_is_smoothed_as_wanted_later(make_video):
+    strong = Smoothing(translation=OneEuro(0.3, 0.0))
+    behind = []
+    for smoothing in (strong, None):
+        video = make_video(max_hands=1, smoothing=smoothing)
+        for k in range(40):
+            (hand,) = video.show((200 + 6 * k, 200, 130, "right"))
+            video.tracker.smoothing = strong
+        behind.append(200 + 6 * 39 - center(hand)[0])
+    assert behind[1] == pytest.approx(behind[0], abs=2.0)  # its filters are a frame younger
+
+
+def test_one_frame_has_one_shape_while_another_thread_takes_it_back(make_video, monkeypatch):
+    video = make_video(max_hands=1, smoothing=None)
+    video.tracker.betas = np.full(10, 0.5)
+
+    def meanwhile(rotvecs):
+        video.tracker.betas = None
+        return rotvec_to_rotmat(rotvecs)
+
+    monkeypatch.setattr("handmesh.tracker.rotvec_to_rotmat", meanwhile)
+    (hand,) = video.show(RIGHT)
+    np.testing.assert_array_equal(hand.betas, np.full(10, 0.5, np.float32))
+    (hand,) = video.show(RIGHT)
+    np.testing.assert_array_equal(hand.betas, graphs.BETAS)
