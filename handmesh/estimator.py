@@ -25,6 +25,7 @@ from handmesh.records import (
     check_box,
     check_frame,
     check_side,
+    frozen_array,
     mirror_rotations,
     other_side,
 )
@@ -89,8 +90,7 @@ class HandMeshEstimator:
         self.network_path = network.path
         self._network = network
         self._pose_graph = pose_graph
-        self.betas: NDArray[np.float64] | None = None
-        """The shape (10,) that all hands are given, such as a calibrated one (`handmesh.hand_size`); None for none."""
+        self._betas: NDArray[np.float64] | None = None
         self.refinement: Refinement | None = None
         """How every hand's joints are bent to meet its keypoints (`handmesh.refine`); None leaves them as they are."""
         self.hand_model: HandModelArrays | None = None
@@ -149,6 +149,15 @@ class HandMeshEstimator:
         estimator.hand_model = model
         estimator.warm_up()
         return estimator
+
+    @property
+    def betas(self) -> NDArray[np.float64] | None:
+        """The shape (10,) that all hands are given, such as a calibrated one (`handmesh.hand_size`); None for none."""
+        return self._betas
+
+    @betas.setter
+    def betas(self, betas: ArrayLike | None) -> None:
+        self._betas = None if betas is None else frozen_array(betas, (10,), np.float64, "betas")
 
     def warm_up(self) -> None:
         """Run every graph once on nothing, so that the first hands come as fast as the next."""
