@@ -322,6 +322,7 @@ def test_a_job_survives_bad_files_and_dying_workers_and_names_them(tmp_path, pic
     assert [entry.path for entry in read_index(tmp_path / "out")] == sorted(files)
     assert sum(map(len, rows_by_path(tmp_path / "out").values())) == 8
     assert progress[-1][1] == 10
+    assert set((tmp_path / "out" / "parts").iterdir()) == set(parts_in(tmp_path / "out" / "parts"))
 
 
 @pytest.mark.parametrize(
@@ -394,6 +395,13 @@ def test_what_a_dying_worker_left_is_not_kept_twice(tmp_path, pictures, task, in
     report = run_job(pictures, task, tmp_path / "out")
     assert (report.found_done, report.frames) == (5, 3)
     assert sum(map(len, rows_by_path(tmp_path / "out").values())) == 8
+
+
+def test_unfinished_parts_of_killed_workers_are_cleared_away(tmp_path, pictures, task, in_this_process):
+    run_job(pictures[:4], task, tmp_path / "out")
+    (tmp_path / "out" / "parts" / ".pictures-1.npz").write_bytes(b"left by a worker that was killed")
+    run_job(pictures, task, tmp_path / "out")
+    assert set((tmp_path / "out" / "parts").iterdir()) == set(parts_in(tmp_path / "out" / "parts"))
 
 
 @pytest.mark.parametrize("table", ["npz", "parquet"])
@@ -477,6 +485,7 @@ def test_the_page_about_jobs_tells_the_truth(tmp_path, pictures, task, in_this_p
     monkeypatch.setattr(HandMeshEstimator, "from_pretrained", lambda *_, **__: estimator)
     monkeypatch.chdir(tmp_path)
     run_job([*pictures, "missing.png"], task, Path("out/photos"))
+    Path("out/photos/parts/.pictures-1.npz").write_bytes(b"left by a worker that was killed")
     exec(compile(code, "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert said.startswith(f"['{tmp_path}/missing.png']\n")

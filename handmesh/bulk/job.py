@@ -21,7 +21,7 @@ from typing import Any, Literal
 from handmesh.assets import load_hand_model, save_npz, weights_path
 from handmesh.atomic import written_whole
 from handmesh.bulk.parquet import check_parquet
-from handmesh.bulk.parts import Entry, drop_files, file_state, new_part, parts_in, read_entries
+from handmesh.bulk.parts import Entry, clear_unfinished, drop_files, file_state, new_part, parts_in, read_entries
 from handmesh.bulk.processes import local_crew
 from handmesh.bulk.ray_cluster import import_ray, ray_crew
 from handmesh.bulk.worker import Crew, Task, part_name
@@ -112,6 +112,7 @@ def run_job(
         lost = [file for file in waiting if file not in new]
         if lost:
             new.update({entry.path: entry for entry in _give_up(lost, task, parts, vertex_count)})
+        clear_unfinished(parts)
     finally:
         _write_index(folder, [*entries.values(), *new.values()])
     now = [entry for entry in (entries | new).values() if entry.path in set(wanted)]

@@ -221,6 +221,13 @@ def parts_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in _TABLES and not path.name.startswith("."))
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Delete what workers that were killed have left of parts. Nobody may be at work in the folder."""
+    for path in folder.iterdir():
+        if path.suffix in _TABLES and path.name.startswith("."):
+            path.unlink(missing_ok=True)
+
+
 def describe_error(error: Exception) -> str:
     """An error in one line, with its kind where it is none that tells a user what to do."""
     text = " ".join(str(error).split())
