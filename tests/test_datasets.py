@@ -121,3 +121,11 @@ def test_pool_reads_and_shrinks_photos(tmp_path):
     with pytest.raises(FileNotFoundError, match="no background images"):
         load_pool([tmp_path / "empty"])
     assert load_pool([tmp_path]).patch(np.random.default_rng(0), 48).shape == (48, 48, 3)
+
+
+def test_a_pool_names_what_it_cannot_read(tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "c.png"), np.zeros((10, 10, 3), np.uint8))
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert len(load_pool([tmp_path]).images) == 1
+    assert caplog.messages == [f"2 images under {tmp_path} cannot be read, such as {tmp_path / 'a.jpg'}"]

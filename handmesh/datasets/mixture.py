@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch.utils.data import Dataset
 
 from handmesh.datasets.augment import AugmentConfig, ImagePool, make_negative, make_target
 from handmesh.datasets.sample import Batch, HandSample, collate
+
+_log = logging.getLogger(__name__)
 
 
 class HandDataset(Protocol):
@@ -77,7 +80,7 @@ class BatchStream(Dataset[Batch]):
 
 
 def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:
-    """Read every image under `folders`, shrunk to `longest_px`.
+    """Read every image under `folders`, shrunk to `longest_px`. Those that cannot be read are left out with a warning.
 
     Raises FileNotFoundError for a folder that is missing or holds none.
     """
@@ -88,12 +91,16 @@ def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not paths:
             raise FileNotFoundError(f"no background images (.jpg, .jpeg, .png) under {folder}")
+        unreadable: list[Path] = []
         for path in paths:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
             if image is None:
+                unreadable.append(path)
                 continue
             shrink = longest_px / max(image.shape[:2])
             if shrink < 1:
                 image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
             images.append(image)
+        if unreadable:
+            _log.warning("%d images under %s cannot be read, such as %s", len(unreadable), folder, unreadable[0])
     return ImagePool(images)
