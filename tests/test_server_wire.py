@@ -74,6 +74,11 @@ def damaged(at: int, value: bytes) -> bytes:
     return message[:at] + value + message[at + len(value) :]
 
 
+def offset(name: str) -> int:
+    assert HEADER.fields is not None
+    return HEADER.fields[name][1]
+
+
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
@@ -85,6 +90,8 @@ def damaged(at: int, value: bytes) -> bytes:
         (damaged(6, b"\x01"), "damaged"),
         (damaged(HEADER.itemsize + 4, b"\x02"), "side"),
         (damaged(HEADER.itemsize + 16, b"\x00\x00\xc0\x7f"), "NaN"),
+        (damaged(offset("time_s"), np.float64(np.nan).tobytes()), "time_s must be a finite number"),
+        (damaged(offset("hands_ms"), np.float32(np.inf).tobytes()), "hands_ms must be a finite number"),
     ],
 )
 def test_damage_is_named(message, complaint):

@@ -9,6 +9,7 @@ z forward), angles radians, image points pixels with integer centres. Vertices a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -90,6 +91,11 @@ class HandFrame:
     hands_ms: float = 0.0
     picture: bytes = field(default=b"", repr=False)
     """The frame as JPEG, or nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("time_s", "decode_ms", "hands_ms"):
+            if not math.isfinite(getattr(self, name)):  # JSON has no such number
+                raise ValueError(f"HandFrame.{name} must be a finite number but is {getattr(self, name)}")
 
 
 def without_mesh(hand: HandMesh) -> HandMesh:
