@@ -71,39 +71,38 @@ def main() -> None:
     receiver.bind(("127.0.0.1", PORT))
     receiver.setblocking(False)
     spheres: dict[str, list] = {}
+    spare: list[list] = []  # hidden, of hands that are gone, for the next that come
 
-    def add_hand(name: str) -> list:
+    def add_hand() -> list:
         bpy.ops.mesh.primitive_uv_sphere_add(radius=RADIUS_M, segments=12, ring_count=8)
         first = bpy.context.object
-        first.name = f"hand_{name}_0"
+        first.name = "hand"
         copies = [first.copy() for _ in range(20)]
         for copy in copies:
             bpy.context.collection.objects.link(copy)
         return [first, *copies]
 
-    def show(name: str, hand: dict[str, list]) -> None:
-        if name not in spheres:
-            spheres[name] = add_hand(name)
-        gone = "lost" in hand
-        for number, sphere in enumerate(spheres[name]):
-            sphere.hide_viewport = gone
-            if not gone:
-                sphere.location = places(hand)[number]
+    def show(hands: Hands) -> None:
+        for name in spheres.keys() - hands.keys():
+            spare.append(spheres.pop(name))
+            for sphere in spare[-1]:
+                sphere.hide_viewport = True
+        for name, hand in hands.items():
+            if name not in spheres:
+                spheres[name] = spare.pop() if spare else add_hand()
+            for sphere, place in zip(spheres[name], places(hand), strict=True):
+                sphere.hide_viewport = False
+                sphere.location = place
 
     def step() -> float:
         newest: bytes | None = None
         while True:
             try:
-                packet = receiver.recv(65536)
+                newest = receiver.recv(65536)
             except BlockingIOError:
                 break
-            for name, hand in parse_packet(packet).items():
-                if "lost" in hand:
-                    show(name, hand)
-            newest = packet
-        if newest is not None:
-            for name, hand in parse_packet(newest).items():
-                show(name, hand)
+        if newest is not None:  # it holds all hands in sight
+            show({name: hand for name, hand in parse_packet(newest).items() if "lost" not in hand})
         return PERIOD_S
 
     bpy.app.timers.register(step)

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +83,53 @@ def test_blender_reads_what_osc_sends():
         np.testing.assert_allclose(demo["places"](both[name]), np.stack([x, z, -y], axis=1), atol=1e-6)
     assert one["7"] == {"lost": []}
     assert one["8"]["score"] == [LEFT.score]
+
+
+def test_blender_uses_the_spheres_of_hands_that_are_gone_again(monkeypatch):
+    spheres, packets, timers = [], [], []
+
+    class Sphere(SimpleNamespace):
+        def copy(self):
+            return Sphere()
+
+    class Receiver(SimpleNamespace):
+        def recv(self, size):
+            if not packets:
+                raise BlockingIOError
+            return packets.pop(0)
+
+    bpy = SimpleNamespace(
+        app=SimpleNamespace(timers=SimpleNamespace(register=timers.append)),
+        context=SimpleNamespace(collection=SimpleNamespace(objects=SimpleNamespace(link=spheres.append))),
+    )
+
+    def add_sphere(**_):
+        bpy.context.object = Sphere()
+        spheres.append(bpy.context.object)
+
+    bpy.ops = SimpleNamespace(mesh=SimpleNamespace(primitive_uv_sphere_add=add_sphere))
+    nothing = dict.fromkeys(("setsockopt", "bind", "setblocking"), lambda *_: None)
+    monkeypatch.setitem(sys.modules, "bpy", bpy)
+    main = runpy.run_path(str(DEMOS / "blender_live.py"), run_name="imported")["main"]
+    monkeypatch.setattr(socket, "socket", lambda *_: Receiver(**nothing))
+    main()
+    (step,) = timers
+    monkeypatch.undo()
+
+    sender = OscSender("127.0.0.1", 9)
+    sender._client.close()
+    sender._client = SimpleNamespace(send=lambda bundle: packets.append(bundle.dgram))
+    for number in range(5):
+        both = [replace(RIGHT, track_id=2 * number), replace(LEFT, track_id=2 * number + 1)]
+        for hands in (both, [], both[:1]):  # a step may take several packets, and the packet that says lost may be lost
+            sender.send(HandFrame(hands, CAMERA, float(number)))
+        step()
+        x, y, z = (RIGHT.joints + RIGHT.translation).T
+        shown = np.array([sphere.location for sphere in spheres if not sphere.hide_viewport])
+        np.testing.assert_allclose(shown, np.stack([x, z, -y], axis=1), atol=1e-6)
+        sender.send(HandFrame(both, CAMERA, number + 0.5))
+        step()
+        assert [sphere.hide_viewport for sphere in spheres] == [False] * 42
 
 
 def test_blenders_axes_keep_hands_as_they_are():
