@@ -653,6 +653,11 @@ def test_a_bucket_refills():
     assert bucket.take(100.2) == 0.0
 
 
+def test_a_slow_bucket_lets_one_through_at_a_time():
+    bucket = Bucket(0.25)
+    assert [bucket.take(now_s) for now_s in (100.0, 102.0, 104.0, 120.0, 120.0)] == [0.0, 2.0, 0.0, 0.0, 4.0]
+
+
 def test_pages_may_load_nothing_from_elsewhere(serve):
     policy = serve().get("/").headers["content-security-policy"]
     assert "default-src 'self'" in policy

@@ -50,18 +50,19 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Bucket:
-    """Lets ``rate`` events a second through, after a burst of up to two seconds' worth."""
+    """Lets ``rate`` events a second through, after a burst of up to two seconds' worth, or of one event."""
 
     rate: float
+    _most: float = field(init=False)
     _left: float = field(init=False)
     _time_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._left = 2 * self.rate
+        self._left = self._most = max(2 * self.rate, 1.0)
 
     def take(self, now_s: float) -> float:
         """0 where the event may happen, else the seconds to wait for it."""
-        self._left = min(2 * self.rate, self._left + (now_s - self._time_s) * self.rate)
+        self._left = min(self._most, self._left + (now_s - self._time_s) * self.rate)
         self._time_s = now_s
         if self._left < 1:
             return (1 - self._left) / self.rate
