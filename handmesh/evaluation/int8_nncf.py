@@ -55,7 +55,7 @@ def quantise_openvino(source: Path, target: Path, crops: NDArray[np.uint8], laye
         from openvino.passes import ConstantFolding, Manager
     except ImportError as error:
         raise ModuleNotFoundError("quantising for OpenVINO needs nncf: pip install 'handmesh[nncf]'") from error
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level changes handlers that others share
     model = openvino.Core().read_model(source)
     folding = Manager()  # nncf takes only constants for weights, not what is computed from them
     folding.register_pass(ConstantFolding())
