@@ -25,7 +25,7 @@ from handmesh.records import (
     check_box,
     check_frame,
     check_side,
-    frozen_array,
+    given_betas,
     mirror_rotations,
     other_side,
 )
@@ -157,7 +157,7 @@ class HandMeshEstimator:
 
     @betas.setter
     def betas(self, betas: ArrayLike | None) -> None:
-        self._betas = None if betas is None else frozen_array(betas, (10,), np.float64, "betas")
+        self._betas = given_betas(betas)
 
     def warm_up(self) -> None:
         """Run every graph once on nothing, so that the first hands come as fast as the next."""

@@ -85,6 +85,11 @@ def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, na
     return array
 
 
+def given_betas(betas: ArrayLike | None) -> NDArray[np.float64] | None:
+    """A shape (10,) that all hands are to have, read-only; ``None`` for none. Errors as `frozen_array`."""
+    return None if betas is None else frozen_array(betas, (10,), np.float64, "betas")
+
+
 def check_box(box: ArrayLike, name: str = "box") -> NDArray[np.float64]:
     """``box`` as a read-only (4,) array x1, y1, x2, y2 in pixels with x1 < x2 and y1 < y2, or ``ValueError``."""
     array = frozen_array(box, (4,), np.float64, name)

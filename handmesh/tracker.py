@@ -27,7 +27,7 @@ from handmesh.identity import (
     undo_exchange,
 )
 from handmesh.placement import solve_translation
-from handmesh.records import Camera, Detection, HandMesh, Side, check_frame, frozen_array
+from handmesh.records import Camera, Detection, HandMesh, Side, check_frame, given_betas
 from handmesh.smoothing import Smoothing, rotvec_to_rotmat
 from handmesh.track import Track
 
@@ -155,7 +155,7 @@ class HandTracker:
 
     @betas.setter
     def betas(self, betas: ArrayLike | None) -> None:
-        self._betas = None if betas is None else frozen_array(betas, (10,), np.float64, "betas")
+        self._betas = given_betas(betas)
 
     def reset(self) -> None:
         """Forget all hands and times, as before the first frame of a video. The shape ``betas`` stays."""

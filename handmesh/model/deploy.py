@@ -34,6 +34,7 @@ from handmesh.model.regressor import (
     NetworkConfig,
     check_hand_model,
     load_network,
+    read_checkpoint,
     wrist_relative_hand,
 )
 from handmesh.runtime import INT8_SUFFIX
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "float16_mm": parity_mm(folded, rounded, crops),
             "onnxruntime_mm": runtime_parity_mm(rounded, hand_file, crops),
         }
-        seen = torch.load(args.checkpoint, map_location="cpu", weights_only=True).get("seen")
+        seen = read_checkpoint(args.checkpoint).get("seen")
         built = network.config
         facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
         facts["samples_seen"] = seen
