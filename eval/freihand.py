@@ -121,11 +121,11 @@ def _method(options: argparse.Namespace, files: FreiHandSplit) -> tuple[Hands, d
     modes = [
         text for text, on in ((f"TTA of {len(views)} views", options.tta), ("known scale", options.known_scale)) if on
     ]
-    name = options.name or estimator.network_path.stem
+    name = options.name or estimator.network.path.stem
     run = {
         "method": ", ".join([name, *modes]),
-        "weights": estimator.network_path.name,
-        "weights_sha256": hashlib.sha256(estimator.network_path.read_bytes()).hexdigest(),
+        "weights": estimator.network.path.name,
+        "weights_sha256": hashlib.sha256(estimator.network.path.read_bytes()).hexdigest(),
         "runtime": options.runtime,
         "precision": options.precision or "as exported",
         "boxes": options.boxes,

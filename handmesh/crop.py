@@ -81,7 +81,7 @@ class Crop:
             affine[:, :2] *= block
         if frame.size == 0:
             return np.zeros((self.size, self.size, 3), np.uint8)
-        picture = cv2.warpAffine(np.ascontiguousarray(frame), affine, (self.size, self.size), flags=cv2.INTER_LINEAR)
+        picture = cv2.warpAffine(frame, affine, (self.size, self.size), flags=cv2.INTER_LINEAR)
         return np.asarray(picture, np.uint8)
 
     @property
@@ -110,7 +110,7 @@ def _average_blocks(
     (x, y), (columns, rows) = lows, spans
     if columns == 0 or rows == 0:
         return np.zeros((0, 0, 3), np.uint8), (0, 0)
-    region = np.ascontiguousarray(frame[y : y + rows * block, x : x + columns * block])
+    region = frame[y : y + rows * block, x : x + columns * block]
     averaged = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
     return np.asarray(averaged, np.uint8), (x, y)
 
@@ -130,5 +130,9 @@ def view_rotation(ray: ArrayLike) -> NDArray[np.float64]:
     if (z <= -1.0 + 1e-9).any():
         raise ValueError("a view ray points straight backwards: no rotation from the optical axis is the smallest")
     k = 1.0 / (1.0 + z)
-    rows = [[1.0 - k * x * x, -k * x * y, x], [-k * x * y, 1.0 - k * y * y, y], [-x, -y, z]]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    rotation = np.empty((*x.shape, 3, 3))
+    rotation[..., 0, 0], rotation[..., 1, 1], rotation[..., 2, 2] = 1.0 - k * x * x, 1.0 - k * y * y, z
+    rotation[..., 0, 1] = rotation[..., 1, 0] = -k * x * y
+    rotation[..., 0, 2], rotation[..., 1, 2] = x, y
+    rotation[..., 2, 0], rotation[..., 2, 1] = -x, -y
+    return rotation

@@ -87,8 +87,8 @@ class HandMeshEstimator:
         self.presence_threshold = presence_threshold
         self.camera: Camera | None = None
         """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
-        self.network_path = network.path
-        self._network = network
+        self.network = network
+        """The hand network: crops to parameters."""
         self._pose_graph = pose_graph
         self._betas: NDArray[np.float64] | None = None
         self.refinement: Refinement | None = None
@@ -162,7 +162,7 @@ class HandMeshEstimator:
     def warm_up(self) -> None:
         """Run every graph once on nothing, so that the first hands come as fast as the next."""
         for count in (1, 2):
-            self._network(crop=np.zeros((count, self._size, self._size, 3), np.uint8))
+            self.network(crop=np.zeros((count, self._size, self._size, 3), np.uint8))
         rotations = np.tile(np.eye(3, dtype=np.float32), (1, 16, 1, 1))
         self._pose_graph(rotations=rotations, betas=np.zeros((1, 10), np.float32))
         if self.detector is not None:
@@ -318,10 +318,10 @@ class HandMeshEstimator:
             Crop.from_box(hand.box, self._size, mirrored=hand.side == "left", scale=self._crop_scale) for hand in wanted
         ]
         pictures = np.stack([crop.cut(hand.frame) for crop, hand in zip(crops, wanted, strict=True)])
-        outputs = self._network(crop=pictures)
+        outputs = self.network(crop=pictures)
         missing = [name for name in _OUTPUTS if name not in outputs]
         if missing:
-            raise ValueError(f"{self._network.path} lacks the outputs {', '.join(missing)}: export it again")
+            raise ValueError(f"{self.network.path} lacks the outputs {', '.join(missing)}: export it again")
         presence, right = (np.clip(outputs[name], 0.0, 1.0).tolist() for name in ("presence", "right"))
         rotations, betas, joints_2d = outputs["rotations"], outputs["betas"], outputs["joints_2d"]
         return [

@@ -74,7 +74,7 @@ def test_a_wider_camera_than_assumed_makes_hands_too_far(make_estimator, tmp_pat
 def test_a_network_that_remembers_runs_once_for_each_crop(make_estimator):
     estimator = make_estimator(detector=False)
     runs = []
-    network = estimator._network
+    network = estimator.network
 
     def counted(inputs):
         runs.append(len(inputs["crop"]))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import graphs
 import numpy as np
 import pytest
 
-from handmesh.evaluation import latency
+from handmesh.evaluation import latency, timing
+from handmesh.runtime import Graph
 
 FIRST_MESH_CPU_S = 3.0  # it takes about one; a busy machine has cold caches
 LIVE_MEMORY_MB = 300
@@ -35,7 +37,14 @@ def test_stages_networks_and_ratios(stub_folder, estimator, monkeypatch):
     options = Namespace(weights=str(stub_folder / "hand.onnx"), turns=1, runs=2, backbones=None, mediapipe_python=None)
     found = latency.measure_with_threads(options, 1)
     names = set(found["times"])
-    assert {"crop_to_mesh", "detect", "tracked_clip", "network/f32/batch8", "network/openvino_bf16/batch1"} <= names
+    assert {
+        "crop_to_mesh",
+        "crop_to_mesh/around",
+        "detect",
+        "tracked_clip",
+        "network/f32/batch8",
+        "network/openvino_bf16/batch1",
+    } <= names
     assert "network/int8/batch1" not in names  # this network has no twin
     assert all(row["runs"] == 2 and row["median_ms"] > 0 for row in found["times"].values())
     assert found["ratios"] == {}
@@ -47,13 +56,20 @@ def test_stages_networks_and_ratios(stub_folder, estimator, monkeypatch):
     assert len(lines) == len(names) + 6
 
 
+def test_a_clock_outside_a_graph_stands_still_while_it_runs(monkeypatch):
+    seconds = iter([10.0, 11.0, 14.0, 15.0])  # before the call, at the network's start and end, after the call
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(seconds))
+    outside = timing.ClockOutside(Graph(Path("x.onnx"), {}, lambda inputs: inputs))
+    assert timing.repeated(lambda: outside.graph(crop=np.zeros(1)), outside)(1) == [2000.0]
+
+
 def test_a_peer_that_cannot_start_is_named(monkeypatch, tmp_path):
     script = tmp_path / "peer.py"
     script.write_text("raise SystemExit(1)")
     monkeypatch.setattr(latency, "PEER_SCRIPT", script)
     with (
         pytest.raises(ValueError, match=r"cannot run .*peer\.py"),
-        latency.mediapipe_contenders(latency.Path(sys.executable), 1),
+        latency.mediapipe_contenders(Path(sys.executable), 1),
     ):
         pass
 
@@ -66,5 +82,5 @@ def test_a_peer_answers_with_its_times(monkeypatch, tmp_path):
         "for line in sys.stdin: print(json.dumps([7.0] * json.loads(line)['runs']), flush=True)\n"
     )
     monkeypatch.setattr(latency, "PEER_SCRIPT", script)
-    with latency.mediapipe_contenders(latency.Path(sys.executable), 1) as contenders:
+    with latency.mediapipe_contenders(Path(sys.executable), 1) as contenders:
         assert {name: runs(3) for name, runs in contenders.items()} == {"mediapipe/a": [7.0] * 3}

@@ -66,7 +66,7 @@ def test_runtimes_agree(runtime):
 
 @pytest.mark.skipif("fast_int8" not in weights_registry(), reason="these weights have no int8 twin")
 def test_the_int8_twin_is_the_default_and_errs_no_more(scenes):
-    assert HandMeshEstimator.from_pretrained()._network.metadata["precision"] == "int8"
+    assert HandMeshEstimator.from_pretrained().network.metadata["precision"] == "int8"
     errors_mm: dict[str, list[np.ndarray]] = {"f32": [], "int8": []}
     for precision in ("f32", "int8"):
         estimator = HandMeshEstimator.from_pretrained(precision=precision, detector=None)

@@ -223,7 +223,7 @@ def _claim_folder(folder: Path, task: Task, about: dict[str, Any]) -> None:
 def _describe(task: Task, estimator: HandMeshEstimator) -> dict[str, Any]:
     """What makes a difference to the results, as JSON has it."""
     networks = {
-        "weights": estimator.network_path,
+        "weights": estimator.network.path,
         "detector": weights_path(task.detector),
         "pose_graph": weights_path(task.pose_graph),
     }
