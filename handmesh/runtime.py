@@ -160,7 +160,14 @@ def _open_onnxruntime(path: Path, threads: int, device: str) -> Opened:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's own errors share no narrower class
+        if device != "cpu":
+            raise ValueError(f"onnxruntime cannot run {path} on the device {device!r}: {error}") from error
         raise _unreadable(path) from error
+    if provider not in session.get_providers():  # it has only warned, and would compute on the processor
+        raise ValueError(
+            f"onnxruntime could not start its {provider} for device {device!r}: are the device's driver and libraries "
+            "installed? device='cpu' needs none"
+        )
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:

@@ -112,6 +112,14 @@ def test_settings_out_of_range_are_refused(stub_folder, settings, words):
         load_graph(stub_folder / "hand.onnx", "hand", **settings)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_device_that_does_not_start_is_an_error_and_not_the_processor(stub_folder, monkeypatch):
+    """onnxruntime lists CUDA where its libraries are missing, and then computes elsewhere."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ValueError, match="could not start its CUDAExecutionProvider for device 'cuda'"):
+        load_graph(stub_folder / "hand.onnx", "hand", device="cuda")
+
+
 def test_int8_twins_serve_the_processor_unless_another_precision_is_wanted(tmp_path, monkeypatch):
     entries = {}
     for name, precision in (("a", "f32"), ("a_int8", "int8"), ("b", "f32")):
