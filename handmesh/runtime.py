@@ -127,8 +127,12 @@ def load_graph(
 
 def default_threads() -> int:
     """The processor's cores that this process may use, at most ``MAX_THREADS``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    return min(usable_cores(), MAX_THREADS)
+
+
+def usable_cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _twin(name_or_path: str | Path, runtime: Runtime, precision: Precision | None, device: str) -> str | Path:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from handmesh import cli
-from handmesh.bulk import job, parts
+from handmesh.bulk import job, parts, processes
 from handmesh.bulk.inputs import find_pictures, find_videos
 from handmesh.bulk.job import read_index, run_job
 from handmesh.bulk.parts import Entry, drop_files, new_part, parts_in, read_part
@@ -76,7 +76,7 @@ def in_this_process(monkeypatch):
     """One worker without a process of its own."""
 
     @contextmanager
-    def crew(task: Task, folder: Path, workers: int | None, threads: int | None) -> Iterator[Crew]:
+    def crew(task: Task, folder: Path, files: int, workers: int | None, threads: int | None) -> Iterator[Crew]:
         worker = Worker(task, folder, threads=1)
         yield Crew(workers or 2, lambda units: map(worker, units))
 
@@ -323,6 +323,20 @@ def test_a_job_survives_bad_files_and_dying_workers_and_names_them(tmp_path, pic
     assert sum(map(len, rows_by_path(tmp_path / "out").values())) == 8
     assert progress[-1][1] == 10
     assert set((tmp_path / "out" / "parts").iterdir()) == set(parts_in(tmp_path / "out" / "parts"))
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "threads", "size", "each"),
+    [(100, None, None, 8, 1), (3, None, None, 3, 2), (100, None, 4, 2, 4), (100, 3, None, 3, 2), (100, 3, 4, 3, 4)],
+)
+def test_workers_together_have_as_many_threads_as_cores(
+    tmp_path, task, monkeypatch, files, workers, threads, size, each
+):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 8)
+    monkeypatch.setattr(processes, "_run", lambda units, task, parts, *how: iter([how]))
+    with processes.local_crew(task, tmp_path, files, workers, threads) as crew:
+        assert crew.size == size
+        assert list(crew.run([])) == [(size, each)]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def run_job(
         task: what to do with each.
         folder: of the results.
         engine: where the workers run.
-        workers, threads: how many, and threads of each (one worker a processor, with one thread).
+        workers, threads: how many, and threads of each (as many workers as the cores hold, of one thread each).
         address: of the Ray cluster.
         on_progress: is told how many of how many files are done.
 
@@ -149,7 +149,7 @@ def _crew(
 ) -> AbstractContextManager[Crew]:
     if engine == "ray":
         return ray_crew(task, parts.absolute(), workers, threads, address)
-    return local_crew(task, parts, min(workers or os.cpu_count() or 1, files), threads)
+    return local_crew(task, parts, files, workers, threads)
 
 
 def _work(crew: Crew, files: Sequence[str], task: Task) -> Iterator[list[Entry]]:

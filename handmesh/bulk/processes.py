@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -16,17 +15,21 @@ from typing import Any
 
 from handmesh.bulk.parts import Entry
 from handmesh.bulk.worker import Crew, Task, Unit, Worker
+from handmesh.runtime import usable_cores
 
 
 @contextmanager
-def local_crew(task: Task, parts: Path, workers: int | None = None, threads: int | None = None) -> Iterator[Crew]:
-    """Workers on this machine, one a processor and with one thread each unless said otherwise.
+def local_crew(
+    task: Task, parts: Path, files: int, workers: int | None = None, threads: int | None = None
+) -> Iterator[Crew]:
+    """Workers on this machine for so many files, no more than these: together as many threads as this process may use
+    cores, one a worker unless said otherwise.
 
     Running them raises RuntimeError if one cannot even start.
     """
-    processors = os.cpu_count() or 1
-    size = workers or max(1, processors // (threads or 1))
-    each = threads or max(1, processors // size)
+    cores = usable_cores()
+    size = min(workers or max(1, cores // (threads or 1)), files)
+    each = threads or max(1, cores // size)
     yield Crew(size, lambda units: _run(units, task, parts, size, each))
 
 
