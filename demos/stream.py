@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="ws://127.0.0.1:8765", help="of the server (%(default)s)")
     parser.add_argument("--token", help="where the server wants one")
-    parser.add_argument("--send", metavar="FILE|FOLDER|INDEX|sample", help="send these frames")
+    parser.add_argument("--send", metavar="FILE|FOLDER|INDEX|URL|sample", help="send these frames")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     options = parser.parse_args()
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}

@@ -175,8 +175,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
-        metavar="FILE|FOLDER|INDEX|sample",
-        help="what to play (the first camera; without one, the sample clip)",
+        metavar="FILE|FOLDER|INDEX|URL|sample",
+        help="what to play, a camera's rtsp:// address too (the first camera; without one, the sample clip)",
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what is shown to an .mp4")
     parser.add_argument("--no-window", action="store_true", help="show nothing")
@@ -197,7 +197,7 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="let this site's pages use the server too"
     )
-    parser.add_argument("--source", metavar="FILE|FOLDER|INDEX|sample", help="serve this camera's or clip's hands")
+    parser.add_argument("--source", metavar="FILE|FOLDER|INDEX|URL|sample", help="serve this camera's or clip's hands")
     parser.add_argument("--osc", metavar="HOST:PORT", help="send the source's hands there by OSC")
     parser.add_argument("--certificate", type=Path, metavar="PEM", help="for HTTPS, with --key")
     parser.add_argument("--key", type=Path, metavar="PEM", help="for HTTPS, with --certificate")
@@ -207,7 +207,7 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="FILE|FOLDER|INDEX", help="a video, pictures or a camera")
+    parser.add_argument("source", nargs="?", metavar="FILE|FOLDER|INDEX|URL", help="a video, pictures or a camera")
     parser.add_argument("--out", type=Path, default=Path("camera.yaml"), metavar="FILE", help="(%(default)s)")
     parser.add_argument(
         "--board",
@@ -225,7 +225,10 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate_hand_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", nargs="?", metavar="FILE|INDEX", help="a camera or a video in which the hand is held flat and still"
+        "source",
+        nargs="?",
+        metavar="FILE|INDEX|URL",
+        help="a camera or a video in which the hand is held flat and still",
     )
     parser.add_argument("--out", type=Path, default=Path("hand.json"), metavar="FILE", help="(%(default)s)")
     parser.add_argument(

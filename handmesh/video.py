@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -72,12 +73,13 @@ class FrameSource:
 
 
 def open_source(spec: str | int | os.PathLike[str]) -> FrameSource:
-    """Open a camera by index, a video file, a picture, a folder of pictures, or ``"sample"``, the bundled clip.
+    """Open a camera by index, device file or the address of its stream (``rtsp://...``, ``http://...``), a video file,
+    a picture, a folder of pictures, or ``"sample"``, the bundled clip.
 
     Raises:
         FileNotFoundError: there is nothing at that path, or no picture in that folder.
         ValueError: the file is neither a picture nor a video that can be read.
-        CameraLostError: there is no camera of that index, or it delivers nothing.
+        CameraLostError: there is no such camera, or it delivers nothing.
     """
     text = str(spec)
     if text.isdecimal():
@@ -85,12 +87,14 @@ def open_source(spec: str | int | os.PathLike[str]) -> FrameSource:
     if text == "sample":
         return VideoFileSource(SAMPLE_CLIP)
     path = Path(text)
+    if "://" in text or path.is_char_device():
+        return CameraSource(text)
     if path.is_dir():
         return PictureSource(pictures_in(path), str(path))
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no file or folder {path}; a source is a camera index, a video, a picture, a folder of pictures "
-            "or the word sample"
+            f"there is no file or folder {path}; a source is a camera's index or address, a video, a picture, a folder "
+            "of pictures or the word sample"
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return PictureSource([path], path.name)
@@ -178,7 +182,7 @@ class VideoFileSource(FrameSource):
             raise FileNotFoundError(f"there is no video {path}")
         self._reading = threading.Lock()  # letting a file go while another thread reads it ends the program
         with _quiet_opencv:
-            self._capture = cv2.VideoCapture(str(path))
+            self._capture = cv2.VideoCapture(str(path.absolute()))  # FFmpeg takes the 12 of 12:30.mp4 for a protocol
             done, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not done:
             self._capture.release()
@@ -211,7 +215,7 @@ class CameraSource(FrameSource):
     """A live camera. A thread fetches frames as they come and keeps only the newest: a slow reader does not lag.
 
     Args:
-        index: of the camera, as OpenCV counts them.
+        where: index of the camera, as OpenCV counts them, its device file, or the address of its stream.
         open_capture: makes the capture object (OpenCV's own, unless a test brings another).
         attempts: failed reads in a row after which the camera counts as lost.
         pause_s: seconds between failed reads.
@@ -222,20 +226,26 @@ class CameraSource(FrameSource):
 
     def __init__(
         self,
-        index: int,
-        open_capture: Callable[[int], Any] = cv2.VideoCapture,
+        where: int | str,
+        open_capture: Callable[[Any], Any] = cv2.VideoCapture,
         attempts: int = 10,
         pause_s: float = 0.1,
         timeout_s: float = 15.0,
     ) -> None:
+        remote = urlsplit(where).hostname if isinstance(where, str) and "://" in where else None
+        name = f"camera {where if remote is None else f'at {remote}'}"  # an address may hold a password
         with _quiet_opencv:
-            self._capture = open_capture(index)
+            self._capture = open_capture(where)
             opened = self._capture.isOpened()
         if not opened:
             self._capture.release()
-            raise CameraLostError(f"there is no camera {index}, or another program is using it")
+            raise CameraLostError(
+                f"there is no {name}, or another program is using it, or the system does not let this one"
+                if remote is None
+                else f"the {name} does not answer, or sends nothing that can be decoded: check address and network"
+            )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        super().__init__(f"camera {index}", float(fps) if 1 <= fps <= 240 else _UNKNOWN_FPS, None)
+        super().__init__(name, float(fps) if 1 <= fps <= 240 else _UNKNOWN_FPS, None)
         self._attempts, self._pause_s, self._timeout_s = attempts, pause_s, timeout_s
         self._news = threading.Condition()
         self._newest: TimedFrame | None = None
@@ -255,7 +265,7 @@ class CameraSource(FrameSource):
                     continue
                 failures = 0
                 with self._news:
-                    self._newest = (_rgb(frame), time.monotonic())
+                    self._newest = (_rgb(frame), time.perf_counter())
                     self._news.notify()
         finally:
             self._capture.release()
@@ -296,6 +306,7 @@ class VideoWriter:
 
     Raises:
         ValueError: the suffix is not .mp4 or the rate is not positive.
+        OSError: by `write`, it may not be written there; by `close`, the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float) -> None:
@@ -339,12 +350,22 @@ class VideoWriter:
             temporary = cleanup.enter_context(written_whole(self.path))
             with _quiet_opencv:
                 writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size)
+            cleanup.push(lambda kind, *_: None if kind else self._check_whole(temporary))
             cleanup.callback(writer.release)
             if not writer.isOpened():
                 raise OSError(f"OpenCV cannot write {self.path}: it has no MPEG-4 encoder or may not write there")
             self._cleanup = cleanup.pop_all()
         self._writer = writer
         return writer
+
+    def _check_whole(self, temporary: Path) -> None:
+        """OpenCV does not tell where frames do not get to the disk: read how many have."""
+        with _quiet_opencv:
+            written = cv2.VideoCapture(str(temporary))
+            count = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+            written.release()
+        if count < self.frames_written:
+            raise OSError(f"{self.path} could not be written to its end: is the disk full?")
 
     def _copies(self, time_s: float | None) -> int:
         if time_s is None:

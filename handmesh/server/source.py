@@ -117,13 +117,13 @@ class ServerSource:
                 stop.wait(RETRY_S)
 
     def _play_once(self, source: FrameSource, tracker: HandTracker, stop: threading.Event) -> None:
-        began_s = time.monotonic()
+        began_s = time.perf_counter()  # the clock of cameras
         moment = time.perf_counter()
         for frame, time_s in source:
             decode_ms = 1000 * (time.perf_counter() - moment)
             if not source.live:
                 time_s += began_s
-                late_s = time.monotonic() - time_s
+                late_s = time.perf_counter() - time_s
                 stop.wait(max(-late_s, 0.0))
                 if late_s > 1 / source.fps:
                     self._dropped += 1
