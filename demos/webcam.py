@@ -1,7 +1,7 @@
 """Hands live: your camera's picture with a 3D mesh on every hand, frames a second and milliseconds in the corner.
 
     python demos/webcam.py                                   # the first camera; without one, the sample clip
-    python demos/webcam.py --source clip.mp4                 # or a folder of pictures, a camera's index or address, or: sample
+    python demos/webcam.py --source clip.mp4                 # or pictures, a camera's index or address, or: sample
     python demos/webcam.py --source sample --no-window --record out/sample.mp4
 
 Keys, in the window: m mesh, k skeleton, x mirror, g snapshot to out/snapshot.glb, r record to out/webcam.mp4,
