@@ -72,28 +72,30 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
 def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str, float | str] | None = None) -> None:
     """Write a camera in OpenCV's FileStorage format, with more numbers or words under their own keys.
 
-    Raises ``ValueError`` unless the suffix is .yaml, .yml, .xml or .json.
+    Raises ``ValueError`` unless the suffix is .yaml, .yml, .xml or .json, and ``OSError``.
     """
     import cv2
 
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml", ".xml", ".json"):
         raise ValueError(f"cannot write a camera to {path.name!r}: its suffix must be .yaml, .yml, .xml or .json")
+    # OpenCV itself says nothing of a full disk, and on Windows it takes no path beyond the code page.
+    storage = cv2.FileStorage(path.suffix, cv2.FILE_STORAGE_WRITE | cv2.FILE_STORAGE_MEMORY)
+    storage.write("image_width", camera.width)
+    storage.write("image_height", camera.height)
+    storage.write("camera_matrix", camera.matrix)
+    storage.write("distortion_coefficients", np.array(camera.distortion or (0.0,) * 5)[None])
+    for key, value in (comments or {}).items():
+        storage.write(key, value)
+    text = storage.releaseAndGetString()
     with written_whole(path) as temporary:
-        storage = cv2.FileStorage(str(temporary), cv2.FILE_STORAGE_WRITE)
-        storage.write("image_width", camera.width)
-        storage.write("image_height", camera.height)
-        storage.write("camera_matrix", camera.matrix)
-        storage.write("distortion_coefficients", np.array(camera.distortion or (0.0,) * 5)[None])
-        for key, value in (comments or {}).items():
-            storage.write(key, value)
-        storage.release()
+        temporary.write_text(text, encoding="utf-8")
 
 
 def parse_camera(text: str) -> Camera:
     """A camera from a command line: a file's path, or ``FX,FY,CX,CY,WIDTH,HEIGHT`` in pixels."""
     parts = text.split(",")
-    if len(parts) == 1:
+    if len(parts) == 1 or Path(text).is_file():
         return load_camera(text)
     try:
         fx, fy, cx, cy, width, height = (float(part) for part in parts)

@@ -136,6 +136,26 @@ def test_missing_files_and_other_suffixes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".xml", ".json"])
+def test_a_full_disk_leaves_the_camera_that_was_there(tmp_path, full_disk, suffix):
+    path = tmp_path / f"camera{suffix}"
+    save_camera(path, CAMERA)
+    with full_disk(99), pytest.raises(OSError, match="large"):
+        save_camera(path, CAMERA.resized(320, 240))
+    assert load_camera(path) == CAMERA
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cameras_are_written_where_opencv_takes_no_path(tmp_path, monkeypatch):
+    """As on Windows, where its paths are of the code page."""
+    path = tmp_path / "Kamera, grün 手.yaml"
+    real = cv2.FileStorage
+    monkeypatch.setattr(cv2, "FileStorage", lambda what, flags: real(what.encode("ascii").decode(), flags))
+    save_camera(path, CAMERA)
+    monkeypatch.undo()
+    assert parse_camera(str(path)) == CAMERA
+
+
 def test_a_camera_on_the_command_line(tmp_path):
     save_camera(tmp_path / "c.yaml", CAMERA)
     assert parse_camera(str(tmp_path / "c.yaml")) == CAMERA

@@ -402,17 +402,12 @@ def test_an_error_leaves_no_video_and_no_leftovers(tmp_path):
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path, capfd):
-    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
+def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path, full_disk):
     old = write_clip(tmp_path / "clip.mp4", [10, 20])
-    before, limits = old.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = old.read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (12, 96, 128, 3), np.uint8)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"clip\.mp4 could not be written to its end"):
-            write_frames(old, noise)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(20_000), pytest.raises(OSError, match=r"clip\.mp4 could not be written to its end"):
+        write_frames(old, noise)
     assert old.read_bytes() == before
     assert list(tmp_path.iterdir()) == [old]
 
