@@ -35,6 +35,9 @@ _LICENCE_MESSAGE = (
 
 _JOINTS = len(MANO_PARENTS)
 
+#: What numpy raises for a file that is cut off, damaged, pickled or no archive at all.
+_NO_NPZ = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
+
 
 @dataclass(frozen=True)
 class HandModelArrays:
@@ -104,7 +107,7 @@ def load_hand_model(path: str | os.PathLike[str] | None = None) -> HandModelArra
         note = f" {_LICENCE_MESSAGE}" if path != HAND_MODEL else " Reinstall handmesh or run data/build_hand_model.py."
         raise FileNotFoundError(f"no hand model at {path}.{note}")
     if path.suffix == ".npz":
-        raw: Mapping[str, Any] = _read_npz(path)
+        raw: Mapping[str, Any] = read_npz(path)
     elif path.suffix == ".pkl":
         raw = read_mano_pickle(path)
     else:
@@ -143,6 +146,17 @@ def save_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> 
             info.create_system = 3
             info.external_attr = 0o644 << 16
             archive.writestr(info, buffer.getvalue(), compresslevel=9)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz``, nothing pickled. Raises FileNotFoundError, and ValueError if it cannot be read."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except _NO_NPZ as error:
+        raise ValueError(f"{path} is not a readable .npz file, it may be truncated ({error})") from error
 
 
 def weights_registry() -> dict[str, dict[str, Any]]:
@@ -252,11 +266,3 @@ def _arrays_from_mano(raw: Mapping[str, Any]) -> HandModelArrays:
         uv_faces=raw.get("uv_faces"),
         wrist_loop=raw.get("wrist_loop"),
     )
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable .npz file, it may be truncated ({error})") from error

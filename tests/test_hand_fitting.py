@@ -106,20 +106,24 @@ def test_bad_points_are_named(keypoints: np.ndarray, surface: np.ndarray | None,
 def test_the_command_converts_to_mano_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mano_file = write_mano_pickle(tmp_path / "MANO_RIGHT.pkl", size=1.04)
     rotations, betas = parameters()
-    np.savez(tmp_path / "open.npz", rotations=rotations, betas=betas)
+    places = np.array([[0.1, -0.05, 0.5 + 0.1 * number] for number in range(COUNT)])
+    sides = np.array(["right", "left"] * (COUNT // 2))
+    np.savez(tmp_path / "open.npz", rotations=rotations, betas=betas, translation=places, side=sides)
     to_mano = ["data", "convert", str(tmp_path / "open.npz"), str(tmp_path / "mano.npz"), "--to", str(mano_file)]
     assert handmesh([*to_mano, "--joints-only", "--vertices"]) == 0
     assert "4 hands; joints are off by 0." in capsys.readouterr().out
     with np.load(tmp_path / "mano.npz") as found:
         assert found["vertices"].shape == (COUNT, 778, 3)
         assert found["hand_pose"].shape == (COUNT, 15, 3)
+        np.testing.assert_allclose(found["translation"], places, atol=2e-3)
     back = ["data", "convert", str(tmp_path / "mano.npz"), str(tmp_path / "back.npz"), "--from", str(mano_file)]
     assert handmesh([*back, "--joints-only"]) == 0
-    keypoints, _ = pose(load_hand_model())
+    given = read_hands(tmp_path / "open.npz", load_hand_model())
+    truth = np.where(given.left[:, None, None], given.keypoints * [-1, 1, 1], given.keypoints)
     with np.load(tmp_path / "back.npz") as found:
         assert "vertices" not in found
-        missed = (found["joints"] - found["joints"][:, :1]) - (keypoints - keypoints[:, :1])
-        assert np.linalg.norm(missed, axis=-1).mean() * 1e3 < 2 * JOINT_MM
+        assert found["side"].tolist() == sides.tolist()
+        assert np.linalg.norm(found["joints"] - truth, axis=-1).mean() * 1e3 < 2 * JOINT_MM
 
 
 def test_what_can_be_converted_is_read_alike(tmp_path: Path) -> None:
@@ -147,17 +151,26 @@ def test_what_can_be_converted_is_read_alike(tmp_path: Path) -> None:
 
 
 def test_a_saved_hand_is_read(tmp_path: Path) -> None:
-    sphere_hand("left").save(tmp_path / "hand.npz")
+    saved = sphere_hand("left", center=(0.1, 0.0, 0.5))
+    saved.save(tmp_path / "hand.npz")
     hands = read_hands(tmp_path / "hand.npz", load_hand_model())
     assert hands.keypoints.shape == (1, 21, 3)
     assert hands.left.tolist() == [True]
+    np.testing.assert_allclose(hands.keypoints[0, 0], saved.translation * [-1, 1, 1], atol=1e-6)
 
 
 def test_the_command_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "x.npz", something=np.zeros(3))
+    np.savez(tmp_path / "half.npz", global_orient=np.zeros((1, 3)), betas=np.zeros((1, 10)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:100])
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
     (tmp_path / "x.json").write_text("[[1, 2]]")
     for name, message in (
         ("x.npz", "has neither parameters"),
+        ("half.npz", "has neither parameters"),
+        ("cut.npz", "not a readable .npz"),
+        ("array.npz", "not a readable .npz"),
         ("x.json", "must be FreiHAND's xyz"),
         ("y.npz", "no file"),
     ):

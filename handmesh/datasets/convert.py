@@ -1,7 +1,8 @@
 """Hands of one model as parameters of another: the open hand to MANO and back, or bare 21 joints to either.
 
-What goes in: an .npz with parameters (`rotations`, or `global_orient` and `hand_pose`, with `betas`: what handmesh
-itself saves), or with `joints` and perhaps `vertices`; or FreiHAND's `*_xyz.json` or `*_mano.json`.
+What goes in: an .npz with parameters (`rotations`, or `global_orient` and `hand_pose`, with `betas` and perhaps the
+wrist's `translation`: what handmesh itself saves), or with `joints` and perhaps `vertices`; or FreiHAND's `*_xyz.json`
+or `*_mano.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.assets import HandModelArrays, load_hand_model, read_npz
 from handmesh.atomic import written_whole
 from handmesh.datasets.freihand import mano_parameters
 from handmesh.datasets.freihand_files import read_json, stacked
@@ -52,13 +53,11 @@ def read_hands(path: Path, source: HandModelArrays) -> GivenHands:
         if first == (1, 61):
             return _posed(*mano_parameters(stacked(rows, (1, 61), str(path))[:, 0], source), None, source)
         raise ValueError(f"{path} must be FreiHAND's xyz, (N, 21, 3), or mano, (N, 1, 61); its first row is {first}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = read_npz(path)
     left = np.atleast_1d(arrays["side"] == "left") if "side" in arrays else None
-    if "betas" in arrays and ("rotations" in arrays or "global_orient" in arrays):
-        return _posed(_rotations(arrays), np.atleast_2d(arrays["betas"]).astype(np.float64), left, source)
+    if "betas" in arrays and ("rotations" in arrays or {"global_orient", "hand_pose"} <= arrays.keys()):
+        betas = np.atleast_2d(arrays["betas"]).astype(np.float64)
+        return _posed(_rotations(arrays), betas, left, source, arrays.get("translation"))
     if "joints" not in arrays:
         raise ValueError(f"{path} has neither parameters with betas nor joints; it has {', '.join(sorted(arrays))}")
     keypoints = _batched(arrays["joints"])
@@ -115,7 +114,14 @@ def _rotations(arrays: Mapping[str, NDArray[Any]]) -> Array:
     return rotvec_to_rotmat(torch.from_numpy(rotvecs)).numpy()
 
 
-def _posed(rotations: Array, betas: Array, left: NDArray[np.bool_] | None, source: HandModelArrays) -> GivenHands:
+def _posed(
+    rotations: Array,
+    betas: Array,
+    left: NDArray[np.bool_] | None,
+    source: HandModelArrays,
+    translation: NDArray[Any] | None = None,
+) -> GivenHands:
+    """Hands of either side with their wrists at `translation` (N, 3) m, or at 0."""
     import torch
 
     from handmesh.model.hand_model import HandModel
@@ -126,8 +132,10 @@ def _posed(rotations: Array, betas: Array, left: NDArray[np.bool_] | None, sourc
     as_right = np.where(left[:, None, None, None], mirror_rotations(rotations), rotations)
     with torch.no_grad():
         hand = HandModel(source, torch.float64)(torch.from_numpy(as_right), torch.from_numpy(betas))
+    place = np.zeros((len(betas), 3)) if translation is None else np.reshape(translation, (-1, 3))
+    place = np.where(left[:, None], place * _MIRROR, place)[:, None]
     wrist = hand.keypoints[:, :1]
-    return GivenHands((hand.keypoints - wrist).numpy(), (hand.vertices - wrist).numpy(), left)
+    return GivenHands((hand.keypoints - wrist).numpy() + place, (hand.vertices - wrist).numpy() + place, left)
 
 
 def _batched(points: NDArray[Any]) -> Array:
