@@ -128,6 +128,10 @@ def test_another_seed_is_another_set_and_is_not_mixed_in(rendered, tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         synthesize(tmp_path, 1, 0, backgrounds=[tmp_path / "nowhere"])
+    (tmp_path / "bare").mkdir()
+    for workers in (1, 2):  # processes that fail as they start were once replaced for ever
+        with pytest.raises(FileNotFoundError, match="no photo"):
+            synthesize(tmp_path / "set", 1, 0, backgrounds=[tmp_path / "bare"], workers=workers)
     with pytest.raises(ValueError, match="positive"):
         synthesize(tmp_path, 0, 0)
 

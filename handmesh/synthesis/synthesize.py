@@ -114,7 +114,7 @@ def synthesize(
     unseen_shapes: give every hand a shape outside of what sets have otherwise, to test on.
     second_hand: share of the images with the person's other hand (its keypoints are `second` in the labels).
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
-    or sources), FileNotFoundError for a missing directory.
+    or sources) or an environment map cannot be read, FileNotFoundError for a directory that is missing or has no photo.
     """
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
@@ -198,11 +198,27 @@ class _Worker:
     bank: Array | None
 
 
-_worker: _Worker | None = None
+_worker: _Worker | Exception | None = None
 
 
 def _start_worker(job: Job) -> None:
+    """Set this process up. An error waits for the first task: a pool starts processes that fail at once for ever."""
     global _worker
+    try:
+        _worker = _open_worker(job)
+    except Exception as error:
+        _worker = error
+
+
+def _started() -> _Worker:
+    """This process's worker. Raises what went wrong when it was set up."""
+    if isinstance(_worker, Exception):
+        raise _worker
+    assert _worker is not None
+    return _worker
+
+
+def _open_worker(job: Job) -> _Worker:
     import cv2
     import torch
 
@@ -219,15 +235,15 @@ def _start_worker(job: Job) -> None:
     photos = load_photos(job.backgrounds)
     environments = [Environment.read(p) for p in job.environments]
     studio = Studio(arrays, photos, environments, second_hand=job.second_hand)
-    _worker = _Worker(job, studio, HandModel(arrays), load_pose_bank())
+    return _Worker(job, studio, HandModel(arrays), load_pose_bank())
 
 
 def _make_skin(index: int) -> int:
     from handmesh.synthesis.skin import paint_skin
 
-    assert _worker is not None
-    job = _worker.job
-    skin = paint_skin(_worker.studio.texels, job.rng(_SKIN, index))
+    worker = _started()
+    job = worker.job
+    skin = paint_skin(worker.studio.texels, job.rng(_SKIN, index))
     values = {"texture": skin.texture, "tone": np.float32(skin.tone), "gloved": np.bool_(skin.gloved)}
     write_arrays(job.skin(index), values)
     return index
@@ -236,9 +252,9 @@ def _make_skin(index: int) -> int:
 def _render_shard(shard: int) -> int:
     from handmesh.synthesis.skin import Skin
 
-    assert _worker is not None
-    job, studio = _worker.job, _worker.studio
-    hands, rotations, betas = _pose_shard(_worker, shard)
+    worker = _started()
+    job, studio = worker.job, worker.studio
+    hands, rotations, betas = _pose_shard(worker, shard)
     rows: dict[str, list] = {}
     tone = 0.0
     gloved = False
