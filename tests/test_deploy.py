@@ -112,6 +112,21 @@ def test_exported_hand_model_equals_torch(tmp_path, crops):
     assert abs(found[1] - joints.numpy()).max() < 1e-6
 
 
+def test_a_file_that_is_no_graph_is_named(tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(ValueError, match=r"cut\.onnx is no ONNX file, or not a whole one"):
+        load_torch_network(tmp_path / "cut.onnx")
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        load_torch_network(tmp_path / "none.onnx")
+
+
+def test_an_export_does_not_replace_other_graphs(tmp_path, capsys):
+    for name in ("detector", "hand_model"):
+        with pytest.raises(SystemExit):
+            deploy.main([str(tmp_path / "ema.pt"), "--name", name, "--folder", str(tmp_path)])
+        assert "choose another" in capsys.readouterr().err
+
+
 def test_registry_keeps_other_entries(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"a")
     register_weights(tmp_path, "a", tmp_path / "a.onnx", {"kind": "hand"})

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from timm.models.fastvit import AttentionBlock, FastVit, LayerScale2d
 from timm.utils.model import reparameterize_model
@@ -43,6 +44,7 @@ from handmesh.skeleton import MANO_VERTEX_COUNT
 _log = logging.getLogger(__name__)
 
 HAND_OUTPUTS = ("rotations", "betas", "camera", "vertices", "joints", "joints_2d", "presence", "right")
+RESERVED_NAMES = ("detector", "hand_model")  # of the other graphs that an estimator opens
 _OPSET = 20  # the first with GELU as one operator
 
 
@@ -273,7 +275,7 @@ def load_torch_network(path: Path, hand_model: HandModelArrays | None = None) ->
 
 
 def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRegressor:
-    model = onnx.load(str(path))
+    model = read_graph(path)
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:
         meta = json.loads(described)
@@ -287,10 +289,7 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
         raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
     network = fold(HandRegressor(config, hand_model))
     check_hand_model(network, meta.get("vertices"), path)
-    stored = {
-        initializer.name.removeprefix("network.").removesuffix(HALF): numpy_helper.to_array(initializer)
-        for initializer in model.graph.initializer
-    }
+    stored = stored_weights(model, "network.")
     if any(name.endswith(".gamma") for name in stored):
         raise ValueError(f"{path} was exported before layer scales were folded: export the network again")
     state = {}
@@ -304,6 +303,24 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
         state[key] = torch.tensor(found, dtype=value.dtype)
     network.load_state_dict(state)
     return network
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """An ONNX file. Raises FileNotFoundError, and ValueError for a file that is none or not a whole one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no network file at {path}")
+    try:
+        return onnx.load(str(path))
+    except DecodeError as error:
+        raise ValueError(f"{path} is no ONNX file, or not a whole one: {error}") from error
+
+
+def stored_weights(model: onnx.ModelProto, prefix: str) -> dict[str, np.ndarray]:
+    """Weights of an exported graph by their names in torch, less `prefix`; some are stored in half precision."""
+    return {
+        initializer.name.removeprefix(prefix).removesuffix(HALF): numpy_helper.to_array(initializer)
+        for initializer in model.graph.initializer
+    }
 
 
 def round_to_float16(network: HandRegressor) -> HandRegressor:
@@ -325,6 +342,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.name in RESERVED_NAMES:
+        parser.error(f"--name {args.name} is what another graph is looked for by: choose another")
     if args.hand_model is not None and args.folder.resolve() == ASSETS.resolve():
         parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
 

@@ -36,8 +36,9 @@ from handmesh.datasets.detection import (
     plain_folders,
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
-from handmesh.model.deploy import register_weights
+from handmesh.model.deploy import read_graph, register_weights, stored_weights
 from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector, turn
+from handmesh.model.regressor import read_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
@@ -70,7 +71,6 @@ class DetectorConfig:
     weight_decay: float = 0.02
     clip_norm: float = 5.0
     ema_decay: float = 0.995
-    frozen_stages: int = 0  # the first stages of the backbone keep their ImageNet weights
     box_weight: float = 2.0
     side_weight: float = 1.0
     triangle_weight: float = 4.0
@@ -188,7 +188,6 @@ class DetectorTrainer:
     def __init__(self, config: DetectorConfig, folder: Path, pictures: Pictures, network: DetectorNetwork) -> None:
         self.config, self.folder = config, folder
         self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.frozen = _freeze(self.network, config.frozen_stages)
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
@@ -196,7 +195,7 @@ class DetectorTrainer:
         self.step = 0
         self.stream = FrameStream(pictures, config)
         if (folder / "last.pt").is_file():
-            self._restore(torch.load(folder / "last.pt", map_location="cpu", weights_only=True))
+            self._restore(read_checkpoint(folder / "last.pt"))
         accelerate(self.network)
 
     def run(self, minutes: float = float("inf"), workers: int = 1, save_every_s: float = 180) -> bool:
@@ -253,8 +252,6 @@ class DetectorTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        for part in self.frozen:
-            part.eval()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = self.network(images)
         loss, terms = detector_loss(output, targets, self.config)
@@ -285,22 +282,10 @@ class DetectorTrainer:
         self.step = stored["step"]
 
 
-def _freeze(network: DetectorNetwork, stages: int) -> list[nn.Module]:
-    """The stem and the first stages of the backbone, which are not trained (nothing for 0)."""
-    if stages == 0:
-        return []
-    backbone: Any = network.backbone
-    parts: list[nn.Module] = [backbone.conv_stem, backbone.bn1, *list(backbone.blocks)[:stages]]
-    for part in parts:
-        part.requires_grad_(False)
-    return parts
-
-
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in network.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
 
@@ -319,7 +304,7 @@ def initial_network(path: Path | None, stream: FrameStream) -> DetectorNetwork:
         steps = range(len(stream) - min(CALIBRATION_STEPS, len(stream)), len(stream))  # of the full size
         return published_network(path, torch.cat([stream[step][0] for step in steps]))
     network = DetectorNetwork()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict(read_checkpoint(path))
     return network
 
 
@@ -331,13 +316,7 @@ def published_network(path: Path, frames: Tensor) -> DetectorNetwork:
     frames (N, H, W, 3) uint8 give them, so that the network computes what the file does, in training mode on these
     frames as well. Raises ValueError where the file lacks a layer.
     """
-    import onnx
-    from onnx import numpy_helper
-
-    stored = {
-        initializer.name.removeprefix("model.").removesuffix("_float16"): numpy_helper.to_array(initializer)
-        for initializer in onnx.load(str(path)).graph.initializer
-    }
+    stored = stored_weights(read_graph(path), "model.")
     network = DetectorNetwork().eval()
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, CONVOLUTION_OR_NORM)]
     hooks = []
