@@ -3,13 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from mano_imitation import write_mano_pickle
 from samples import HandList, posed_hand
 from test_deploy import seasoned
 
+from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.mixture import Mixture
 from handmesh.datasets.sample import collate
-from handmesh.model.regressor import NetworkConfig, save_network
+from handmesh.model.regressor import HandRegressor, NetworkConfig, save_network
+from handmesh.skeleton import MANO_VERTEX_COUNT
 from handmesh.training.config import TrainConfig
 from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.loop import Trainer
@@ -69,6 +72,16 @@ def test_a_student_comes_closer_to_its_teacher(tmp_path):
     trainer = Trainer(config, tmp_path / "run", Mixture([hands], [1.0]), [], {}, teachers=teachers)
     distances = [trainer._train_step(batch)["teacher"] for batch in trainer._batches()]
     assert sum(distances[-3:]) < 0.8 * sum(distances[:3])
+
+
+def test_a_teacher_poses_the_students_hand(tmp_path):
+    """Rotations of another hand model mean another hand, so MANO's student has MANO's teacher and no other."""
+    mano = load_hand_model(write_mano_pickle(tmp_path / "MANO_RIGHT.pkl"))
+    save_network(HandRegressor(NetworkConfig(input_size=64), mano), tmp_path / "mano.pt")
+    (teacher,) = Teachers.load([tmp_path / "mano.pt"], mano).networks
+    assert teacher.hand_model.vertex_count == MANO_VERTEX_COUNT
+    with pytest.raises(ValueError, match="give the file of the model"):
+        Teachers.load([tmp_path / "mano.pt"])
 
 
 def test_no_teacher_is_an_error():

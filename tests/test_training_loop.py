@@ -9,6 +9,7 @@ from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.mixture import Mixture
+from handmesh.evaluation.validation import fixed_batch
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
 from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
@@ -98,7 +99,20 @@ def test_command_line_trains_on_a_folder(tmp_path):
     facts = json.loads((run / "run.json").read_text())
     assert facts["config"]["samples"] == 32
     assert (run / "last.pt").is_file()
+    with pytest.raises(ValueError, match="resume with the same options"):
+        main(["--preset", "smoke", "--out", str(run), "--synthetic", str(tmp_path / "set"), "--size", "96"])
+    assert json.loads((run / "run.json").read_text()) == facts  # says what trained, not what was refused
     assert set(PRESETS) >= {"fast", "accurate", "smoke"}
+
+
+def test_a_run_of_no_step_and_a_validation_of_no_hand_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no hand to measure on"):
+        fixed_batch(HandList([]), 64)
+    monkeypatch.setattr("handmesh.training.loop.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("handmesh.training.loop.dist.get_rank", lambda: 0)
+    monkeypatch.setattr("handmesh.training.loop.dist.get_world_size", lambda: 8)
+    with pytest.raises(ValueError, match="24 samples are less than one step of 4 by 8"):
+        trainer(tmp_path)
 
 
 def test_command_line_needs_data(tmp_path, capsys):

@@ -16,9 +16,11 @@ from handmesh.model.regressor import HandRegressor, Prediction, wrist_relative_h
 
 
 def fixed_batch(dataset: HandDataset, size: int, rows: Sequence[int] | None = None) -> Batch:
-    """Unaugmented crops of `dataset` (of the given rows, or all), with their targets."""
+    """Unaugmented crops of `dataset` (of the given rows, or all), with their targets. Raises ValueError without any."""
     rng, pool = np.random.default_rng(0), ImagePool([])
     rows = range(len(dataset)) if rows is None else rows
+    if len(rows) == 0:
+        raise ValueError("there is no hand to measure on: photos may have no label that is trusted")
     return collate([make_target(dataset[row], size, NO_AUGMENT, pool, rng) for row in rows])
 
 

@@ -124,7 +124,8 @@ def write_run_facts(folder: Path, config: TrainConfig, options: argparse.Namespa
     diff = git("diff", "HEAD")
     if diff:
         starts[-1]["changes"] = f"changes_{len(starts)}.patch"
-        (folder / starts[-1]["changes"]).write_text(diff)
+        with written_whole(folder / starts[-1]["changes"]) as temporary:
+            temporary.write_text(diff)
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps({"config": asdict(config), "starts": starts}, indent=1) + "\n")
 
@@ -195,8 +196,6 @@ def _train(options: argparse.Namespace) -> None:
     reuse_freed_memory()
     with process_group() as device:
         options.out.mkdir(parents=True, exist_ok=True)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            write_run_facts(options.out, config, options)
         trainer = Trainer(
             config,
             options.out,
@@ -205,10 +204,12 @@ def _train(options: argparse.Namespace) -> None:
             data.validation,
             initial=options.init,
             hand_model=hand_model,
-            teachers=Teachers.load(options.teacher) if options.teacher else None,
+            teachers=Teachers.load(options.teacher, hand_model) if options.teacher else None,
             device=device,
             workers=options.workers,
         )
+        if trainer.rank == 0:
+            write_run_facts(options.out, config, options)
         trainer.run(minutes=options.minutes, measure_every=options.measure_every)
 
 

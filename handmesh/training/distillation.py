@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from handmesh.assets import HandModelArrays
 from handmesh.datasets.sample import Batch
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.regressor import HandRegressor, Prediction
-from handmesh.training.losses import LossWeights, hand_size
+from handmesh.training.losses import LossWeights, hand_size, weighted_mean
 
 
 class Lesson(NamedTuple):
@@ -39,9 +40,12 @@ class Teachers:
         self.networks = [network.eval().requires_grad_(False) for network in networks]
 
     @classmethod
-    def load(cls, paths: Sequence[Path]) -> Teachers:
-        """From training checkpoints or exported .onnx files. Errors as `load_torch_network`."""
-        return cls([load_torch_network(path) for path in paths])
+    def load(cls, paths: Sequence[Path], hand_model: HandModelArrays | None = None) -> Teachers:
+        """From training checkpoints or exported .onnx files, trained on the student's hand model (None: the embedded).
+
+        Errors as `load_torch_network`: rotations and betas of another model would teach another hand.
+        """
+        return cls([load_torch_network(path, hand_model) for path in paths])
 
     @torch.no_grad()
     def teach(self, crops: Tensor) -> Lesson:
@@ -63,18 +67,14 @@ def distillation_loss(
     head = prediction.head
     hand, right = batch.presence, batch.presence * batch.right
     joints = prediction.joints / hand_size(prediction.joints)
-    keypoints = _mean(head.joints_2d - lesson.joints_2d, hand)
+    keypoints = weighted_mean((head.joints_2d - lesson.joints_2d).abs(), hand)
     total = (
         weights.joints_2d * keypoints
-        + weights.depth * _mean(head.depth - lesson.depth, right)
-        + weights.rotations * _mean(head.rotations - lesson.rotations, right)
-        + weights.joints * _mean(joints - lesson.joints, right)
+        + weights.depth * weighted_mean((head.depth - lesson.depth).abs(), right)
+        + weights.rotations * weighted_mean((head.rotations - lesson.rotations).abs(), right)
+        + weights.joints * weighted_mean((joints - lesson.joints).abs(), right)
     )
     return total, keypoints.detach()
-
-
-def _mean(difference: Tensor, weights: Tensor) -> Tensor:
-    return (difference.abs().flatten(1).mean(1) * weights).sum() / weights.sum().clamp_min(1.0)
 
 
 def _resized(crops: Tensor, size: int) -> Tensor:

@@ -79,6 +79,11 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.per_step = config.batch_size * self.world
         self.steps = config.samples // self.per_step
+        if self.steps == 0:
+            raise ValueError(
+                f"{config.samples} samples are less than one step of {config.batch_size} by {self.world} processes: "
+                "train longer, or with smaller batches"
+            )
         self.step = 0
         size = config.network.input_size
         self.stream: Dataset[Batch] = BatchStream(

@@ -54,16 +54,20 @@ def training_loss(
     projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
 
     terms = {
-        "joints_2d": _mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
-        "projection": _mean((projected - batch.joints_2d).abs(), batch.weight_2d * batch.right),
-        "rotations": _mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
-        "betas": _mean((head.betas - batch.betas).abs(), shape_weight),
-        "joints": _mean((joints - true_joints).abs() * axes, batch.weight_3d),
-        "vertices": _mean((prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters),
-        "depth": _mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
-        "mask": _mean(F.binary_cross_entropy_with_logits(head.mask, batch.mask, reduction="none"), batch.weight_mask),
+        "joints_2d": weighted_mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
+        "projection": weighted_mean((projected - batch.joints_2d).abs(), batch.weight_2d * batch.right),
+        "rotations": weighted_mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
+        "betas": weighted_mean((head.betas - batch.betas).abs(), shape_weight),
+        "joints": weighted_mean((joints - true_joints).abs() * axes, batch.weight_3d),
+        "vertices": weighted_mean(
+            (prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters
+        ),
+        "depth": weighted_mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
+        "mask": weighted_mean(
+            F.binary_cross_entropy_with_logits(head.mask, batch.mask, reduction="none"), batch.weight_mask
+        ),
         "presence": F.binary_cross_entropy_with_logits(head.presence, batch.presence),
-        "right": _mean(
+        "right": weighted_mean(
             F.binary_cross_entropy_with_logits(head.right, batch.right, reduction="none"), batch.weight_right
         ),
     }
@@ -78,7 +82,7 @@ def hand_size(joints: torch.Tensor) -> torch.Tensor:
     return (joints[:, MIDDLE_KNUCKLE] - joints[:, WRIST]).norm(dim=-1).clamp_min(1e-3)[:, None, None]
 
 
-def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean of (N, ...) over everything but samples, weighted over samples; zero if no sample has weight."""
     return (values.flatten(1).mean(1) if values.dim() > 1 else values).mul(weights).sum() / weights.sum().clamp_min(1.0)
 
