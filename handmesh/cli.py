@@ -8,13 +8,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from handmesh.bulk.worker import Kind
     from handmesh.estimator import HandMeshEstimator
     from handmesh.records import Camera
@@ -235,7 +239,8 @@ def _add_calibrate_hand_options(parser: argparse.ArgumentParser) -> None:
         "--length-mm",
         type=float,
         metavar="MM",
-        help="measured: crease of the wrist to the tip of the middle finger; alone, without a source, it sets the size",
+        help="measured: crease of the wrist to the tip of the middle finger; without a source, it sets the size alone, "
+        "of the shape of --hand",
     )
     _add_common_options(parser)
     parser.set_defaults(run=_calibrate_hand)
@@ -582,7 +587,7 @@ def _server_source(options: argparse.Namespace, engine: Engine) -> ServerSource 
 
 def _calibrate(options: argparse.Namespace) -> int:
     from handmesh.calibrate import Board, calibrate
-    from handmesh.intrinsics import save_camera
+    from handmesh.intrinsics import check_camera_suffix, save_camera
     from handmesh.video import open_source, write_picture
 
     columns, _, rows = options.board.lower().partition("x")
@@ -597,11 +602,12 @@ def _calibrate(options: argparse.Namespace) -> int:
         return 0
     if options.source is None:
         raise ValueError("name a camera, a video or a folder of pictures that show the board (or --draw one to print)")
-    with open_source(options.source) as source:
+    check_camera_suffix(options.out)
+    with open_source(options.source) as source, closing(_frames_until_ctrl_c(source)) as frames:
         if source.live:
-            print("show the board tilted, near and far, and in the picture's corners")
+            print("show the board tilted, near and far, and in the picture's corners (Ctrl-C: enough)")
         found = calibrate(
-            (frame for frame, _ in source),
+            frames,
             board,
             views=options.views,
             on_view=(lambda count: print(f"view {count} of {options.views}")) if source.live else None,
@@ -619,22 +625,44 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _frames_until_ctrl_c(source: FrameSource) -> Generator[NDArray[np.uint8], None, None]:
+    """A source's frames; of a camera to the first Ctrl-C, as it has no end of its own. A second one stops all."""
+    wanted = True
+
+    def enough(*_: object) -> None:
+        nonlocal wanted
+        wanted = False
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, enough) if source.live else signal.getsignal(signal.SIGINT)
+    try:
+        for frame, _ in source:
+            yield frame
+            if not wanted:
+                return
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _calibrate_hand(options: argparse.Namespace) -> int:
     import numpy as np
 
     from handmesh.assets import load_hand_model
-    from handmesh.hand_size import HOLD_S, FlatHand, HandShape, shape_of_length
+    from handmesh.hand_size import HOLD_S, FlatHand, HandShape, check_shape_suffix, shape_of_length
     from handmesh.tracker import HandTracker
     from handmesh.video import open_source
 
     length_m = None if options.length_mm is None else 1e-3 * options.length_mm
+    check_shape_suffix(options.out)
     if options.source is None:
         if length_m is None:
             raise ValueError("name a camera or a video that shows the hand, or give its --length-mm, or both")
-        shape = HandShape(shape_of_length(load_hand_model(), np.zeros(10), length_m), length_m, measured=True)
+        start = np.zeros(10) if options.hand is None else HandShape.load(options.hand).betas
+        shape = HandShape(shape_of_length(load_hand_model(), start, length_m), length_m, measured=True)
     else:
+        if options.hand is not None:
+            raise ValueError("a hand that is shown finds its own shape: leave out --hand, or the source")
         estimator = _estimator(options)
-        estimator.betas = None
         tracker = HandTracker(estimator, max_hands=1)
         model = load_hand_model() if estimator.hand_model is None else estimator.hand_model
         flat = FlatHand(model)
@@ -642,7 +670,11 @@ def _calibrate_hand(options: argparse.Namespace) -> int:
             print(f"hold one hand flat and still, palm or back to the camera, for {HOLD_S:g} seconds")
             for frame, time_s in source:
                 hands = tracker(frame, time_s)
-                if flat.watch(hands[0] if hands else None, time_s) >= 1.0:
+                held = flat.watch(hands[0] if hands else None, time_s)
+                if source.live and sys.stderr.isatty():
+                    state = f"held for {100 * held:.0f} %" if hands else "no hand in sight"
+                    print(f"\r{state:<20}", end="\n" if held >= 1.0 else "", flush=True, file=sys.stderr)
+                if held >= 1.0:
                     break
         shape = flat.shape(length_m)
     shape.save(options.out)

@@ -51,8 +51,7 @@ class HandShape:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as .json. Raises ``ValueError`` for another suffix."""
         path = Path(path)
-        if path.suffix.lower() != ".json":
-            raise ValueError(f"cannot write a hand's shape to {path.name!r}: its suffix must be .json")
+        check_shape_suffix(path)
         facts = {"format": "handmesh hand", "version": 1, "length_m": self.length_m, "measured": self.measured}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps({**facts, "betas": self.betas.tolist()}, indent=1) + "\n")
@@ -68,6 +67,12 @@ class HandShape:
             return cls(np.array(facts["betas"], float), float(facts["length_m"]), bool(facts["measured"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no hand's shape ({error}); make one with `handmesh calibrate-hand`") from error
+
+
+def check_shape_suffix(path: Path) -> None:
+    """Raise ``ValueError`` unless a hand's shape can be written under such a name."""
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"cannot write a hand's shape to {path.name!r}: its suffix must be .json")
 
 
 def hand_length(model: HandModelArrays, betas: NDArray[np.floating]) -> float:

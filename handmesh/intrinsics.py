@@ -77,8 +77,7 @@ def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str
     import cv2
 
     path = Path(path)
-    if path.suffix.lower() not in (".yaml", ".yml", ".xml", ".json"):
-        raise ValueError(f"cannot write a camera to {path.name!r}: its suffix must be .yaml, .yml, .xml or .json")
+    check_camera_suffix(path)
     # OpenCV itself says nothing of a full disk, and on Windows it takes no path beyond the code page.
     storage = cv2.FileStorage(path.suffix, cv2.FILE_STORAGE_WRITE | cv2.FILE_STORAGE_MEMORY)
     storage.write("image_width", camera.width)
@@ -90,6 +89,12 @@ def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str
     text = storage.releaseAndGetString()
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_camera_suffix(path: Path) -> None:
+    """Raise ``ValueError`` unless a camera can be written under such a name."""
+    if path.suffix.lower() not in (".yaml", ".yml", ".xml", ".json"):
+        raise ValueError(f"cannot write a camera to {path.name!r}: its suffix must be .yaml, .yml, .xml or .json")
 
 
 def parse_camera(text: str) -> Camera:

@@ -295,7 +295,7 @@ class LiveSession:
         shape.save(path)
         self._say(
             f"a hand of {1e3 * shape.length_m:.0f} mm as the network guesses; it stays so (h: no more) and is saved "
-            f"to {path}; `handmesh calibrate-hand --length-mm` makes it metric"
+            f"to {path}; `handmesh calibrate-hand --hand {path} --length-mm MM` makes it metric"
         )
 
     def _snapshot(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import cv2
 import numpy as np
 import pytest
 
-from handmesh import Camera
+from handmesh import Camera, video
 from handmesh.calibrate import Board, calibrate
 from handmesh.cli import main
-from handmesh.video import write_picture
+from handmesh.video import FrameSource, write_picture
 
 CHECKERBOARD = Board("checkerboard", 8, 5, 0.03)
 CHARUCO = Board("charuco", 8, 6, 0.03, 0.022)
@@ -149,6 +151,33 @@ def test_the_command_writes_a_camera_that_the_loader_reads(shown, tmp_path, monk
     assert "camera.yaml" in said
     assert "--camera camera.yaml" in said
     assert Camera.from_file("camera.yaml").fx == pytest.approx(CAMERA.fx, rel=2 * FOCAL)
+
+
+def test_ctrl_c_ends_a_camera_early_with_the_views_so_far(shown, tmp_path, monkeypatch, capsys):
+    board, pictures = shown
+
+    class Camera97(FrameSource):
+        live = True
+
+        def __iter__(self):
+            for number, picture in enumerate(pictures[:VIEWS]):
+                if number == VIEWS - 1:
+                    signal.raise_signal(signal.SIGINT)
+                yield picture, float(number)
+            raise AssertionError("a camera goes on without end")
+
+    monkeypatch.setattr(video, "open_source", lambda _: Camera97("camera 97", 30.0, None))
+    monkeypatch.chdir(tmp_path)
+    how = ["--board", f"{board.columns}x{board.rows}", "--square-mm", "30", "--views", "99"]
+    if board.kind == "charuco":
+        how += ["--marker-mm", "22"]
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["calibrate", "97", *how]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    assert f"view {VIEWS} of 99" in capsys.readouterr().out
+    assert Camera.from_file("camera.yaml").fx == pytest.approx(CAMERA.fx, rel=2 * FOCAL)
+    assert main(["calibrate", "97", "--out", "camera.txt", *how]) == 1
+    assert "cannot write a camera to 'camera.txt'" in capsys.readouterr().err
 
 
 def test_the_command_draws_a_board_to_print(tmp_path, monkeypatch, capsys):

@@ -150,6 +150,15 @@ def test_the_command_takes_a_length_alone_and_says_what_it_needs(tmp_path, monke
     assert "a hand of 185 mm (as measured)" in capsys.readouterr().out
     shape = HandShape.load("hand.json")
     assert hand_length(MODEL, shape.betas) == pytest.approx(0.185, abs=1e-5)
+    bent = shape_of_length(MODEL, np.linspace(-1, 1, 10), 0.17)
+    HandShape(bent, 0.17, False).save("me.json")
+    assert main(["calibrate-hand", "--hand", "me.json", "--length-mm", "175", "--out", "me.json"]) == 0
+    np.testing.assert_allclose(HandShape.load("me.json").betas, shape_of_length(MODEL, bent, 0.175), atol=1e-9)
+    assert main(["calibrate-hand", "sample", "--hand", "me.json"]) == 1
+    assert main(["calibrate-hand", "sample", "--out", "me.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert "leave out --hand" in said
+    assert "suffix must be .json" in said
     assert main(["calibrate-hand"]) == 1
     assert "--length-mm" in capsys.readouterr().err
     assert main(["calibrate-hand", "sample", "--out", "other.json"]) == 1  # no flat hand in sight
