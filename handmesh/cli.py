@@ -116,7 +116,12 @@ def _add_image_options(parser: argparse.ArgumentParser, pictures: Sequence[Path]
         metavar="PICTURE",
         help="picture files" + (" (default: the samples)" if pictures else ""),
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"for the drawn pictures ({OUT})")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help=f"the drawn picture ({OUT}/NAME_hands and its suffix), or a folder for it, or for those of several",
+    )
     parser.add_argument(
         "--save",
         type=Path,
@@ -157,7 +162,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         default="freihand",
         help="order of the joints in a clip's .json and .npz (%(default)s)",
     )
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_video_limits(parser)
     _add_job_options(parser)
     _add_common_options(parser)
     parser.set_defaults(run=_video)
@@ -184,7 +189,7 @@ def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what is shown to an .mp4")
     parser.add_argument("--no-window", action="store_true", help="show nothing")
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_video_limits(parser)
     _add_common_options(parser)
     parser.set_defaults(run=_webcam)
 
@@ -205,7 +210,7 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--osc", metavar="HOST:PORT", help="send the source's hands there by OSC")
     parser.add_argument("--certificate", type=Path, metavar="PEM", help="for HTTPS, with --key")
     parser.add_argument("--key", type=Path, metavar="PEM", help="for HTTPS, with --certificate")
-    parser.add_argument("--max-hands", type=_positive, default=2, metavar="N", help="of a stream (%(default)s)")
+    _add_max_hands(parser)
     _add_common_options(parser)
     parser.set_defaults(run=_serve)
 
@@ -246,12 +251,21 @@ def _add_calibrate_hand_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_calibrate_hand)
 
 
+def _add_video_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N frames")
+    _add_max_hands(parser)
+
+
+def _add_max_hands(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-hands", type=_positive, default=2, metavar="N", help="to follow at most (%(default)s)")
+
+
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="fast", metavar="NAME|FILE", help="hand network (%(default)s)")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "torch"], default="onnxruntime")
     parser.add_argument("--precision", choices=["f32", "bf16", "int8"], help="to compute in (the fastest that is good)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, coreml, directml, ... (%(default)s)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="processor threads (all, at most 4)")
     parser.add_argument(
         "--hand", type=Path, metavar="FILE", help="a person's own hand by `handmesh calibrate-hand`: its shape and size"
     )
@@ -339,7 +353,7 @@ def _tracker(options: argparse.Namespace) -> HandTracker:
     from handmesh.tracker import HandTracker
 
     estimator = _estimator(options)
-    tracker = HandTracker(estimator)
+    tracker = HandTracker(estimator, options.max_hands)
     # The tracker gives hands the shape of --hand: the key that measures a hand takes it back there.
     tracker.betas, estimator.betas = estimator.betas, None
     return tracker
@@ -348,21 +362,29 @@ def _tracker(options: argparse.Namespace) -> HandTracker:
 def _image(options: argparse.Namespace) -> int:
     from handmesh.annotate import annotate_picture
     from handmesh.bulk.inputs import find_pictures
+    from handmesh.export import WRITERS
     from handmesh.render import Overlay
     from handmesh.video import IMAGE_SUFFIXES
 
     pictures = find_pictures(options.pictures)
     if options.results is not None:
         return _job(options, "image", pictures)
+    if options.save is not None and options.save.suffix.lower() not in WRITERS:
+        raise ValueError(f"--save must name a file that ends in {', '.join(WRITERS)}, not {options.save}")
+    out, several = options.out or OUT, len(pictures) > 1
+    is_file = out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir()
+    if is_file and several:
+        raise ValueError(f"--out must be a folder for {len(pictures)} pictures, not {out}")
     estimator = _estimator(options)
     failed = 0
     for picture, stem in zip(pictures, _stems(pictures), strict=True):
         suffix = picture.suffix if picture.suffix.lower() in IMAGE_SUFFIXES else ".png"
-        output = (options.out or OUT) / f"{stem}_hands{suffix}"
+        output = out if is_file else out / f"{stem}_hands{suffix}"
         save = options.save
-        if save is not None and len(pictures) > 1:
+        if save is not None and several:
             save = save.with_name(f"{stem}_{save.name}")
         try:
+            _check_stays(picture, output)
             hands = annotate_picture(estimator, picture, output, Overlay(skeleton=True), save)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -379,19 +401,21 @@ def _video(options: argparse.Namespace) -> int:
     videos = find_videos(options.videos)
     if options.results is not None:
         return _job(options, "video", videos)
+    output = options.out or OUT
+    is_file = bool(output.suffix) and not output.is_dir()
+    if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
+        raise ValueError(f"--out must be a folder for {len(videos)} videos, not {output}")
     tracker = _tracker(options)
     if len(videos) == 1:
-        output = options.out or OUT
-        if not output.suffix or output.is_dir():
-            output = output / f"{videos[0].stem}_hands.mp4"
-        return _draw_video(tracker, videos[0], output, options.save, options)
+        drawn = output if is_file else output / f"{videos[0].stem}_hands.mp4"
+        return _draw_video(tracker, videos[0], drawn, options.save, options)
     failed = 0
     for video, stem in zip(videos, _stems(videos), strict=True):
         save = options.save
         if save is not None:
             save = save.with_name(f"{stem}_{save.name}") if save.suffix else save / stem
         try:
-            _draw_video(tracker, video, (options.out or OUT) / f"{stem}_hands.mp4", save, options)
+            _draw_video(tracker, video, output / f"{stem}_hands.mp4", save, options)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -407,11 +431,18 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     return list(stems)
 
 
+def _check_stays(source: Path, output: Path) -> None:
+    """Raise ValueError where what is drawn would take the place of what it is drawn on."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"{output} is the file to draw on: name another one by --out")
+
+
 def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | None, options: argparse.Namespace) -> int:
     from handmesh.annotate import annotate_video
     from handmesh.render import Overlay
     from handmesh.video import open_source
 
+    _check_stays(video, output)
     with open_source(video) as source:
         report = annotate_video(
             tracker,
@@ -455,8 +486,8 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
         camera=_camera(options),
         table="parquet" if options.parquet else "npz",
         vertices=options.vertices,
-        max_frames=options.max_frames if kind == "video" else None,
         batch=options.batch,
+        **({"max_frames": options.max_frames, "max_hands": options.max_hands} if kind == "video" else {}),
     )
     try:
         report = run_job(
@@ -502,7 +533,7 @@ def _progress(source: FrameSource) -> Callable[[int], None]:
 
 def _webcam(options: argparse.Namespace) -> int:
     from handmesh.live import KEYS_HELP, LiveSession, Window, display_problem
-    from handmesh.video import SAMPLE_CLIP, open_source
+    from handmesh.video import open_source
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # complete the recording when the system ends us
     tracker = _tracker(options)
@@ -526,7 +557,8 @@ def _webcam(options: argparse.Namespace) -> int:
             say=print,
         )
         report = session.play(source)
-    while source.name == SAMPLE_CLIP.name and session.window is not None and not report.stopped:
+    is_sample = options.source in (None, "sample") and not source.live
+    while is_sample and session.window is not None and not report.stopped:
         with open_source("sample") as again:
             report = session.play(again)
     if session.window is not None:

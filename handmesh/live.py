@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,7 +192,7 @@ class LiveSession:
 
     def press(self, key: str) -> None:
         """Do what a key stands for; unknown keys do nothing."""
-        self._keys.get(key, lambda: None)()
+        self._unless_refused(self._keys.get(key, lambda: None))
 
     def settings(self) -> str:
         """What is switched on, and whether the camera's intrinsics are known where hands are in sight."""
@@ -207,7 +208,7 @@ class LiveSession:
                 self._pace.note("read", read_ms)
                 self._pace.note("hands", hands_ms)
                 moment = time.perf_counter()
-                self._measure_hand(time_s)
+                self._unless_refused(partial(self._measure_hand, time_s))
                 picture = self._draw(frame)
                 self._pace.note("draw", 1e3 * (time.perf_counter() - moment))
                 self._record(picture, source, time_s)
@@ -244,6 +245,13 @@ class LiveSession:
             return
         self.press(key)
 
+    def _unless_refused(self, write: Callable[[], None]) -> None:
+        """Write what the user has asked for by a key; tell what the system has against it, and go on."""
+        try:
+            write()
+        except OSError as error:
+            self._say(f"error: {error}")
+
     def _record(self, picture: NDArray[np.uint8], source: FrameSource, time_s: float) -> None:
         if self._record_to is None:
             return
@@ -252,10 +260,10 @@ class LiveSession:
         self._writer.write(picture, time_s if source.live else None)
 
     def _finish_recording(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._say(f"recorded {self._writer.frames_written} frames to {self._writer.path}")
-        self._writer = self._record_to = None
+        writer, self._writer, self._record_to = self._writer, None, None
+        if writer is not None:
+            writer.close()
+            self._say(f"recorded {writer.frames_written} frames to {writer.path}")
 
     def _set_overlay(self, **changes: bool) -> None:
         self.overlay = replace(self.overlay, **changes)

@@ -283,6 +283,14 @@ def test_frames_of_a_video_can_be_limited_and_a_cut_one_is_noted(tmp_path, task)
     assert (limited.frames, limited.error, limited.note) == (2, None, None)
 
 
+def test_as_many_hands_of_a_video_are_followed_as_are_wanted(tmp_path, task):
+    write_picture(tmp_path / "shots" / "0.png", graphs.draw_hand(picture(-60), (260, 150), 64, "left"))
+    (tmp_path / "parts").mkdir()
+    for wanted in (2, 1):
+        worker = Worker(replace(task, kind="video", max_hands=wanted), tmp_path / "parts", threads=1)
+        assert [entry.hands for entry in worker([str(tmp_path / "shots")])] == [wanted]
+
+
 def test_a_camera_of_other_proportions_spoils_only_the_files_that_it_does_not_fit(tmp_path, task, pictures):
     tall = tmp_path / "tall.png"
     write_picture(tall, picture(size=(400, 320)))

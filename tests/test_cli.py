@@ -100,6 +100,21 @@ def test_image_takes_folders_and_keeps_pictures_of_one_name_apart(workplace):
     assert names == ["1-2_hand.obj", "1-2_hands.png", "1_hand.obj", "1_hands.png", "2_hand.obj", "2_hands.png"]
 
 
+def test_image_takes_a_file_to_draw_into_and_never_the_picture_itself(workplace, capsys):
+    write_picture("a.png", hand_frame())
+    write_picture("b.png", hand_frame(9))
+    assert main(["image", "a.png", "--out", "some/drawn.jpg"]) == 0
+    assert is_drawn_on(read_picture("some/drawn.jpg"), hand_frame())
+    for arguments, message in (
+        (["a.png", "b.png", "--out", "drawn.jpg"], "--out must be a folder for 2 pictures"),
+        (["a.png", "--out", "./a.png"], "a.png is the file to draw on: name another one by --out"),
+        (["a.png", "--save", "hand.fbx"], "--save must name a file that ends in .obj"),
+    ):
+        assert main(["image", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    np.testing.assert_array_equal(read_picture("a.png"), hand_frame())
+
+
 def test_numbered_names_keep_clear_of_files_that_are_called_so():
     assert cli._stems([Path("a/x.png"), Path("b/x.png"), Path("b/x-2.png")]) == ["x", "x-2", "x-2-2"]
 
@@ -130,6 +145,23 @@ def test_video_is_annotated_and_counted(workplace, clip, capsys):
 def test_one_video_can_go_into_a_folder(workplace, clip):
     assert main(["video", str(clip), "--out", "drawn", "--max-frames", "2"]) == 0
     assert [path.name for path in (workplace / "drawn").iterdir()] == ["clip_hands.mp4"]
+
+
+def test_a_video_is_never_drawn_on_itself_nor_several_into_one(workplace, clip, capsys):
+    before, other = clip.read_bytes(), shutil.copy(clip, workplace / "other.mp4")
+    assert main(["video", str(clip), "--out", "clip.mp4"]) == 1
+    assert "clip.mp4 is the file to draw on" in capsys.readouterr().err
+    assert main(["video", str(clip), str(other), "--out", "drawn.mp4"]) == 1
+    assert "--out must be a folder for 2 videos" in capsys.readouterr().err
+    assert clip.read_bytes() == before
+
+
+def test_as_many_hands_are_followed_as_are_wanted(workplace):
+    two = graphs.draw_hand(hand_frame(-60), (260, 150), 64, "left")
+    write_picture(workplace / "shots" / "0.png", two)
+    assert main(["video", "shots", "--save", "two.npz"]) == 0
+    assert main(["video", "shots", "--save", "one.npz", "--max-hands", "1"]) == 0
+    assert [len(np.load(name)["side"]) for name in ("two.npz", "one.npz")] == [2, 1]
 
 
 def test_a_folder_with_a_dot_in_its_name_is_a_folder(workplace, clip):
@@ -348,6 +380,27 @@ def test_the_picture_says_what_is_switched_on(clip, estimator):
     estimator.camera = Camera(300.0, 300.0, 159.5, 127.5, 320, 256)
     *_, session, _ = play(clip, estimator, "..tq")
     assert session.settings() == "smoothing off, camera known"
+
+
+def test_keys_whose_files_cannot_be_written_say_so_and_the_session_goes_on(clip, estimator):
+    (clip.parent / "out").write_text("no folder")
+    _, said, report, _, _ = play(clip, estimator, ".g.q")
+    assert any(line.startswith("error: ") and "out" in line for line in said)
+    assert report.frames == 4
+
+
+def test_only_the_sample_plays_again_and_not_a_file_of_its_name(workplace, sample, monkeypatch):
+    monkeypatch.setattr(live, "display_problem", lambda: None)
+    window = FakeWindow("." * (FRAMES + 6) + "q")
+    monkeypatch.setattr(live, "Window", lambda: window)
+    shutil.copy(sample, workplace / "mine.mp4")
+    monkeypatch.setattr(video, "SAMPLE_CLIP", sample.rename(workplace / "sample.mp4"))
+    assert main(["webcam", "--source", "sample"]) == 0
+    assert len(window.shown) == FRAMES + 7
+    window.shown.clear()
+    (workplace / "mine").mkdir()
+    assert main(["webcam", "--source", str((workplace / "mine.mp4").rename(workplace / "mine" / "sample.mp4"))]) == 0
+    assert len(window.shown) == FRAMES + 4
 
 
 def test_a_snapshot_without_a_hand_says_so(clip, estimator):

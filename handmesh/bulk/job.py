@@ -235,6 +235,7 @@ def _describe(task: Task, estimator: HandMeshEstimator) -> dict[str, Any]:
         "table": task.table,
         "vertices": task.vertices,
         "max_frames": task.max_frames,
+        "max_hands": task.max_hands,
         "runtime": task.runtime,
         "precision": task.precision,
         "device": task.device,

@@ -21,11 +21,18 @@ NewPart = Callable[[str], AbstractContextManager[Part]]
 
 
 def follow_in_videos(
-    estimator: HandMeshEstimator, files: Sequence[str], new_part: NewPart, batch: int, max_frames: int | None = None
+    estimator: HandMeshEstimator,
+    files: Sequence[str],
+    new_part: NewPart,
+    *,
+    batch: int,
+    max_frames: int | None = None,
+    max_hands: int = 2,
 ) -> list[Entry]:
     """Write a part for each video, made by ``new_part(file)``, and say what became of each.
 
-    Up to ``batch`` videos go side by side; each ends after ``max_frames`` if it has more.
+    Up to ``batch`` videos go side by side; each ends after ``max_frames`` if it has more, and ``max_hands`` are
+    followed at most.
     """
     entries: list[Entry] = []
     waiting = deque(files)
@@ -35,7 +42,8 @@ def follow_in_videos(
             while waiting and len(playing) < batch:
                 closing = cleanup.enter_context(ExitStack())
                 file = waiting.popleft()
-                playing.append(_Video(file, closing.enter_context(new_part(file)), closing, estimator, max_frames))
+                part, tracker = closing.enter_context(new_part(file)), HandTracker(estimator, max_hands)
+                playing.append(_Video(file, part, closing, tracker, estimator.camera, max_frames))
                 playing[-1].fetch(readers)
             frames = [video.next_frame(readers) for video in playing]
             _follow([(video, frame) for video, frame in zip(playing, frames, strict=True) if frame is not None])
@@ -62,16 +70,22 @@ class _Video:
     """A video while it is played: a thread decodes its next frame while the network runs on the last one."""
 
     def __init__(
-        self, file: str, part: Part, closing: ExitStack, estimator: HandMeshEstimator, max_frames: int | None
+        self,
+        file: str,
+        part: Part,
+        closing: ExitStack,
+        tracker: HandTracker,
+        camera: Camera | None,
+        max_frames: int | None,
     ) -> None:
-        self.file, self.part, self.tracker = file, part, HandTracker(estimator)
+        self.file, self.part, self.tracker = file, part, tracker
         self.frames = 0
         self.is_over = False
         self._closing, self._max_frames = closing, max_frames
         self._state = file_state(file)
         self._error: Exception | None = None
         self._announced: int | None = None
-        self._source = self._play(estimator.camera)
+        self._source = self._play(camera)
         self._coming: Future[TimedFrame | None] | None = None
 
     def _play(self, camera: Camera | None) -> Iterator[TimedFrame]:

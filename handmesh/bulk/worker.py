@@ -35,6 +35,7 @@ class Task:
         table: format of the parts.
         vertices: write the meshes' vertices too.
         max_frames: of a video; None for all.
+        max_hands: to follow at most through a video.
         batch: pictures, or videos, that go through the network together.
     """
 
@@ -50,6 +51,7 @@ class Task:
     table: Table = "npz"
     vertices: bool = False
     max_frames: int | None = None
+    max_hands: int = 2
     batch: int = 8
 
     def open_estimator(self, threads: int | None = None) -> HandMeshEstimator:
@@ -83,7 +85,12 @@ class Worker:
                 find_in_pictures(self._estimator, files, part, task.batch)
             return part.entries
         return follow_in_videos(
-            self._estimator, files, lambda file: self._new_part(Path(file).stem, [file]), task.batch, task.max_frames
+            self._estimator,
+            files,
+            lambda file: self._new_part(Path(file).stem, [file]),
+            batch=task.batch,
+            max_frames=task.max_frames,
+            max_hands=task.max_hands,
         )
 
     def _new_part(self, name: str, files: Sequence[str]) -> AbstractContextManager[Part]:
