@@ -147,6 +147,56 @@ def test_a_crowded_engine_refuses_pictures(serve):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
+async def status_of(app, path: str, receive) -> int:
+    """The status of a POST request whose body comes by ``receive``."""
+    sent = []
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [(b"host", b"localhost")]}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent[0]["status"]
+
+
+async def no_body():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize("path", ["/v1/hands", "/v1/export"])
+def test_no_body_is_read_before_its_turn_and_none_waited_for_for_ever(estimator, monkeypatch, path):
+    engine = Engine(estimator)
+    app = create_app(engine, limits=Limits(waiting=1, exports=1))
+
+    async def converse():
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow():
+            begun.set()
+            await go_on.wait()
+            return await no_body()
+
+        async def unread():
+            raise AssertionError("a body is read before its turn")
+
+        async def broken_off():
+            return {"type": "http.disconnect"}
+
+        first = asyncio.create_task(status_of(app, path, slow))
+        await begun.wait()
+        assert await status_of(app, path, unread) == 503
+        go_on.set()
+        assert await first == 422  # nothing is no picture, and no recording
+        assert await status_of(app, path, broken_off) == 400
+        monkeypatch.setattr("handmesh.server.app.BODY_S", 0.05)
+        go_on.clear()
+        assert await status_of(app, path, slow) == 408
+        assert await status_of(app, path, no_body) == 422  # all places are free again
+
+    asyncio.run(converse())
+    engine.close()
+
+
 def test_the_api_describes_itself(serve):
     client = serve()
     paths = client.get("/openapi.json").json()["paths"]
@@ -460,7 +510,8 @@ def test_a_lost_camera_is_told_and_tried_again(serve, monkeypatch, caplog):
     assert "there is no camera 0" in caplog.text
 
 
-def test_a_source_that_fails_is_told_and_started_again_by_the_next_listener(estimator, caplog):
+def test_a_source_that_fails_is_told_and_opened_anew_for_who_watches(estimator, monkeypatch, caplog):
+    monkeypatch.setattr("handmesh.server.source.FAILED_RETRY_S", 0.05)
     tries = []
 
     def open_camera() -> FrameSource:
@@ -474,7 +525,6 @@ def test_a_source_that_fails_is_told_and_started_again_by_the_next_listener(esti
     source.listen(heard.append)
     assert wait_until(lambda: heard)
     assert "RuntimeError: a driver's own error" in heard[0]
-    source.listen(lambda _: None)
     assert wait_until(lambda: len(heard) > 1)
     source.close()
     engine.close()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response, WebSocket
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BUSY_CODE = 1013  # of WebSockets: try again later
+BODY_S = 60.0
+"""So long the body of a request may take to come: it holds one of few places."""
 
 router = APIRouter(prefix="/v1")
 
@@ -42,7 +45,7 @@ class Service:
 
     def __init__(self, engine: Engine, source: ServerSource | None, limits: Limits) -> None:
         self.engine, self.source, self.limits = engine, source, limits
-        self.streams = self.exports = 0
+        self.streams = self.pictures = self.exports = 0
 
     async def close(self) -> None:
         """Let the source and the engine's thread go."""
@@ -119,6 +122,7 @@ async def info(request: Request) -> dict[str, Any]:
             "content": {kind: {} for kind in ("application/json", "model/gltf-binary", "application/octet-stream")},
         },
         404: {"description": "No hand was found, and the format cannot say so (all but json and binary)."},
+        408: {"description": "The picture takes too long to come."},
         413: {"description": "The picture has too many bytes."},
         422: {"description": "The picture or an option cannot be used."},
         503: {"description": "Too many requests are waiting."},
@@ -135,8 +139,7 @@ async def hands(
 ) -> Response:
     """The hands of one picture."""
     service: Service = request.app.state.service
-    data = await read_body(request, service.limits.picture_bytes)
-    if service.engine.waiting >= service.limits.waiting:
+    if max(service.pictures, service.engine.waiting) >= service.limits.waiting:  # before a body fills the memory
         raise HTTPException(503, "too many pictures are waiting: try again in a moment", {"Retry-After": "1"})
 
     def work() -> tuple[bytes, str]:
@@ -147,7 +150,12 @@ async def hands(
             return encode(HandFrame(found if mesh else [without_mesh(hand) for hand in found], camera, 0.0)), format
         return write_file([HandFrame(found, camera, 0.0)], format, mesh=mesh)
 
-    content, kind = await _or_refuse(service.engine.run(work))
+    service.pictures += 1
+    try:
+        data = await read_body(request, service.limits.picture_bytes)
+        content, kind = await _or_refuse(service.engine.run(work))
+    finally:
+        service.pictures -= 1
     return Response(content, media_type=MEDIA_TYPES[kind], headers=_as_file(kind, "hands"))
 
 
@@ -164,6 +172,7 @@ async def hands(
     responses={
         200: {"description": "The file; bvh of several hands is a zip."},
         404: {"description": "There is no hand in the recording."},
+        408: {"description": "The recording takes too long to come."},
         413: {"description": "The recording has too many bytes."},
         422: {"description": "The recording is damaged, or the format does not fit it."},
         503: {"description": "Too many recordings are being written."},
@@ -175,8 +184,6 @@ async def export(
 ) -> Response:
     """A file of what a stream sent: the hands of one frame, or of a clip."""
     service: Service = request.app.state.service
-    data = await read_body(request, service.limits.export_bytes)
-
     if service.exports >= service.limits.exports:
         raise HTTPException(503, "other recordings are being written: try again in a moment", {"Retry-After": "2"})
 
@@ -187,6 +194,7 @@ async def export(
 
     service.exports += 1
     try:
+        data = await read_body(request, service.limits.export_bytes)
         content, kind = await _or_refuse(asyncio.to_thread(work))
     finally:
         service.exports -= 1
@@ -233,12 +241,21 @@ async def _greeted(socket: WebSocket, service: Service) -> AsyncIterator[bool]:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, or 413 as soon as it is longer than ``limit`` bytes."""
+    """The body of a request, or 413 as soon as it is longer than ``limit`` bytes, 408 where it takes too long."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"at most {limit} bytes are taken")
+
+    async def read() -> None:
+        async for chunk in request.stream():
+            body.extend(chunk)
+            if len(body) > limit:
+                raise HTTPException(413, f"at most {limit} bytes are taken")
+
+    try:
+        await asyncio.wait_for(read(), BODY_S)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"the body has not come within {BODY_S:g} s") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body has not come to its end") from error  # which nobody reads any more
     return bytes(body)
 
 

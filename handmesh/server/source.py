@@ -24,7 +24,7 @@ from handmesh.video import CameraLostError, Frame, FrameSource
 
 _log = logging.getLogger(__name__)
 
-RETRY_S = 2.0
+RETRY_S, FAILED_RETRY_S = 2.0, 10.0
 _JPEG_QUALITY = 80
 
 Listener = Callable[[HandFrame | str], None]
@@ -34,9 +34,9 @@ Listener = Callable[[HandFrame | str], None]
 class ServerSource:
     """A source of frames of which all listeners get the hands.
 
-    ``open_source`` opens it, again and again: a clip starts anew at its end, and a camera that is lost or busy is tried
-    for every two seconds. After an error that nobody expected it stays closed until somebody else begins to listen. The
-    source is open only while somebody listens; an `OscSender` listens all the time.
+    ``open_source`` opens it, again and again: a clip starts anew at its end, a camera that is lost or busy is tried for
+    every two seconds, and after an error that nobody expected every ten. Listeners are told. The source is open only
+    while somebody listens; an `OscSender` listens all the time.
     """
 
     def __init__(
@@ -92,31 +92,26 @@ class ServerSource:
     def _play(self, stop: threading.Event, previous: threading.Thread | None) -> None:
         if previous is not None:
             previous.join()  # it may still hold the camera
-        try:
-            self._play_on(stop)
-        except Exception as error:  # our own mistake or a library's: trying again by itself would not help
-            _log.exception("the source %s has failed", self.name)
-            with self._lock:
-                stop.set()  # so that the next listener starts it again
-            self._tell(f"the source has failed ({type(error).__name__}: {error}); connect again to have it opened anew")
-
-    def _play_on(self, stop: threading.Event) -> None:
-        tracker = self._engine.submit(self._engine.tracker).result()
         while not stop.is_set():
             try:
                 with self._open() as source:
                     with self._lock:
                         self._source = source
-                    tracker.reset()
-                    self._play_once(source, tracker, stop)
+                    self._play_once(source, stop)
                     if not source.live:
                         stop.wait(1 / source.fps)  # the last frame's own time
             except (CameraLostError, OSError, ValueError) as error:
                 _log.warning("%s", error)
                 self._tell(str(error))
                 stop.wait(RETRY_S)
+            except Exception as error:  # our own mistake or a library's
+                _log.exception("the source %s has failed", self.name)
+                reason = f"{type(error).__name__}: {error}"
+                self._tell(f"the source has failed ({reason}); it is opened anew in {FAILED_RETRY_S:g} s")
+                stop.wait(FAILED_RETRY_S)
 
-    def _play_once(self, source: FrameSource, tracker: HandTracker, stop: threading.Event) -> None:
+    def _play_once(self, source: FrameSource, stop: threading.Event) -> None:
+        tracker = self._engine.submit(self._engine.tracker).result()
         began_s = time.perf_counter()  # the clock of cameras
         moment = time.perf_counter()
         for frame, time_s in source:

@@ -46,8 +46,8 @@ class Limits:
         export_bytes: of a recording to export.
         messages_per_s: of one stream; it is closed where they go on to be more.
         streams: open at once, of all clients.
-        waiting: jobs that wait for the estimator, past which single pictures are refused.
-        exports: recordings that are written at once.
+        waiting: jobs that wait for the estimator, or pictures on their way to it, past which pictures are refused.
+        exports: recordings that come and are written at once.
     """
 
     picture_bytes: int = 8_000_000
