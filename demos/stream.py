@@ -8,29 +8,47 @@ Needs the web extra. What is sent and answered is described at the server's /api
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import struct
 
 import cv2
 import numpy as np
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from handmesh.server.wire import HandFrame, decode
 from handmesh.skeleton import FINGERTIPS, KEYPOINTS
-from handmesh.video import open_source
+from handmesh.video import CameraLostError, open_source
 
 TIPS = [KEYPOINTS.index(name) for name in FINGERTIPS]
 
 
 def main() -> None:
     """Connect, and print until either side ends."""
+    options = parse()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            talk(options)
+    except ConnectionRefusedError:
+        raise SystemExit(f"error: nobody answers at {options.url}: start `handmesh serve`, or name its --url") from None
+    except (OSError, ValueError, CameraLostError, WebSocketException) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def parse() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="ws://127.0.0.1:8765", help="of the server (%(default)s)")
     parser.add_argument("--token", help="where the server wants one")
     parser.add_argument("--send", metavar="FILE|FOLDER|INDEX|URL|sample", help="send these frames")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def talk(options: argparse.Namespace) -> None:
+    """Print the hands of the server's frames, or of those that are sent there."""
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
     route = "source" if options.send is None else "stream"
     with connect(f"{options.url}/v1/{route}", additional_headers=headers) as socket:
@@ -46,6 +64,8 @@ def watch(socket: ClientConnection, faces: np.ndarray):
     for message in socket:
         if isinstance(message, bytes):
             yield decode(message, faces)
+        else:
+            print_complaint(message)
 
 
 def send_frames(socket: ClientConnection, faces: np.ndarray, spec: str):
@@ -58,7 +78,14 @@ def send_frames(socket: ClientConnection, faces: np.ndarray, spec: str):
             if isinstance(answer, bytes):
                 yield decode(answer, faces)
             else:
-                print(json.loads(answer)["message"])
+                print_complaint(answer)
+
+
+def print_complaint(text: str) -> None:
+    """What a message of the server says is wrong, if it does: others are hands in the format that was not asked for."""
+    message = json.loads(text)
+    if message["type"] == "error":
+        print(message["message"])
 
 
 def report(frame: HandFrame) -> None:

@@ -66,6 +66,23 @@ def test_the_python_client_prints_hands(address, clip, what, monkeypatch, capsys
         assert re.match(r" +[\d.]+ s  hand 0 right  wrist at .* cm  fingertips +\d+ mm", line)
 
 
+def test_the_python_client_says_what_is_wrong_in_a_line(address, monkeypatch, capsys):
+    def failure(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["stream.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(DEMOS / "stream.py"), run_name="__main__")
+        return str(stopped.value.code)
+
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nowhere = f"ws://127.0.0.1:{unused.getsockname()[1]}"
+    assert f"nobody answers at {nowhere}: start `handmesh serve`" in failure("--url", nowhere)
+    assert "no file or folder missing.mp4" in failure("--url", f"ws://{address}", "--send", "missing.mp4")
+    runpy.run_path(str(DEMOS / "stream.py"), run_name="imported")["print_complaint"](
+        '{"type": "error", "message": "no"}'
+    )
+    assert capsys.readouterr().out == "no\n"
+
+
 def test_blender_reads_what_osc_sends():
     demo = runpy.run_path(str(DEMOS / "blender_live.py"), run_name="imported")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
