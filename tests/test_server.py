@@ -33,6 +33,7 @@ from handmesh.server.app import create_app
 from handmesh.server.engine import Engine, Newest
 from handmesh.server.osc import OscSender, parse_address
 from handmesh.server.pictures import picture_size, read_picture_bytes
+from handmesh.server.serve import bind, page_url
 from handmesh.server.source import ServerSource
 from handmesh.server.stream import Limits, StreamOptions
 from handmesh.server.wire import HandFrame, decode
@@ -790,6 +791,23 @@ def test_the_command_names_what_is_wrong(arguments, complaint, capsys, monkeypat
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["serve", "--port", "0", *arguments]) == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_the_address_for_others_is_one_that_answers(monkeypatch):
+    access = Access("0.0.0.0", TOKEN)
+    with bind("0.0.0.0", 0) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(socket, "gethostname", lambda: "unplugged")
+        host = re.fullmatch(rf"http://(.+):{port}/#token={TOKEN}", page_url(listening, access, https=False))
+        assert host is not None
+        if host[1] != "unplugged":
+            socket.create_connection((host[1], port), timeout=5).close()
+
+        def no_way(*_):
+            raise OSError(101, "Network is unreachable")
+
+        monkeypatch.setattr(socket.socket, "connect", no_way)
+        assert page_url(listening, access, https=True) == f"https://unplugged:{port}/#token={TOKEN}"
 
 
 def test_a_taken_port_is_named(capsys, monkeypatch):

@@ -45,10 +45,21 @@ def bind(host: str, port: int) -> socket.socket:
 
 def page_url(listening: socket.socket, access: Access, https: bool) -> str:
     """Where the page is, with the token after the #, which browsers keep to themselves."""
-    host = f"[{access.host}]" if ":" in access.host else access.host
-    host = {"0.0.0.0": socket.gethostname(), "[::]": socket.gethostname()}.get(host, host)
+    host = _own_address(listening.family) if access.host in ("0.0.0.0", "::") else access.host
+    host = f"[{host}]" if ":" in host else host
     token = f"#token={access.token}" if access.token else ""
     return f"{'https' if https else 'http'}://{host}:{listening.getsockname()[1]}/{token}"
+
+
+def _own_address(family: int) -> str:
+    """By which others of the network reach this computer, or where there is no network its name."""
+    elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # of nobody, for examples (RFC 3849, 5737)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((elsewhere, 9))  # sends nothing: the system chooses the way that packets would take
+        except OSError:
+            return socket.gethostname()
+        return probe.getsockname()[0]
 
 
 def run(
