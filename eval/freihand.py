@@ -92,8 +92,8 @@ def _predict(options: argparse.Namespace) -> None:
     frames = predict(hands, len(files), options.out, kept_for, batch=options.batch, watch=watch)
     rate = len(files) / (time.perf_counter() - before)
     print(f"wrote {len(files)} frames to {options.out} ({rate:.1f} frames a second, reading and writing included)")
-    if isinstance(hands, NetworkHands) and hands.boxes == "detector":
-        run["without_detection"] = hands.without_detection
+    if run.get("boxes") == "detector":
+        run["without_detection"] = frames.without_detection
     if not table_path(options.root, "evaluation", "verts").is_file():
         print(f"{options.root} has no labels: score {options.out} where they are")
         return

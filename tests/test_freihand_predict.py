@@ -133,9 +133,8 @@ def test_boxes_are_the_labels_or_the_image(dots: FreiHandSplit) -> None:
     reader = DotReader()
     NetworkHands(reader, dots)([0])  # type: ignore[arg-type]
     NetworkHands(reader, dots, "image")([0])  # type: ignore[arg-type]
-    hands = NetworkHands(reader, dots, "detector")  # type: ignore[arg-type]
-    hands([0, 1])
-    assert hands.without_detection == 2
+    found = NetworkHands(reader, dots, "detector")([0, 1])  # type: ignore[arg-type]
+    assert found.without_detection == 2
     points = (WRIST + OFFSETS) @ K.T
     points = points[:, :2] / points[:, 2:]
     np.testing.assert_allclose(reader.boxes[0], [*points.min(0), *points.max(0)])
@@ -168,7 +167,8 @@ class Counting:
             raise KeyboardInterrupt
         self.asked += numbers
         place = np.array(numbers, float)[:, None, None]
-        return Frames(np.broadcast_to(place, (len(numbers), 21, 3)), np.broadcast_to(place, (len(numbers), 4, 3)))
+        shapes = (len(numbers), 21, 3), (len(numbers), 4, 3)
+        return Frames(*(np.broadcast_to(place, shape) for shape in shapes), without_detection=1)
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
@@ -180,6 +180,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     frames = predict(again, 8, output, run, batch=2)
     assert again.asked == [4, 5, 6, 7]
     np.testing.assert_array_equal(frames.joints[:, 0, 0], np.arange(8))
+    assert frames.without_detection == 4  # those of the parts that were there already, too
     written = read_prediction(output)
     np.testing.assert_array_equal(written.joints, frames.joints)
     np.testing.assert_array_equal(written.vertices, frames.vertices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,13 +48,13 @@ TEST_TIME_VIEWS = (View(), View(zoom=0.88), View(zoom=1.12), View(roll_deg=-20.0
 """Test-time augmentation: the mean of these five. A mode of its own, never the real-time number."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class NetworkHands:
     """The right hand of each frame as an estimator sees it, the mean over `views`.
 
     `known_scale` resizes hands, and their distance with them, to the bone length that FreiHAND gives away with the
-    images (`evaluation_scale.json`): also a mode of its own. `without_detection` counts frames in which the detector
-    found nothing and the whole image was taken. Raises ValueError if the split lacks what a mode needs.
+    images (`evaluation_scale.json`): also a mode of its own. Where the detector finds nothing the whole image is taken
+    (`Frames.without_detection`). Raises ValueError if the split lacks what a mode needs.
     """
 
     estimator: HandMeshEstimator
@@ -62,7 +62,6 @@ class NetworkHands:
     boxes: Boxes = "labels"
     views: Sequence[View] = ONE_VIEW
     known_scale: bool = False
-    without_detection: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.boxes == "labels" and self.files.joints is None:
@@ -75,27 +74,23 @@ class NetworkHands:
         cameras = [
             camera_of(self.files.intrinsics[number], image) for number, image in zip(numbers, images, strict=True)
         ]
-        boxes = [self._box(number, image) for number, image in zip(numbers, images, strict=True)]
+        found = [self._box(number, image) for number, image in zip(numbers, images, strict=True)]
+        boxes = [whole_image(image) if box is None else box for box, image in zip(found, images, strict=True)]
         seen = [self._look(images, boxes, cameras, view) for view in self.views]
         joints, vertices = (np.mean([getattr(one, name) for one in seen], 0) for name in ("joints", "vertices"))
         if self.known_scale:
             assert self.files.scale is not None
             factor = (self.files.scale[list(numbers)] / scale_of(joints))[:, None, None]
             joints, vertices = joints * factor, vertices * factor  # about the camera: the picture stays the same
-        return Frames(joints, vertices)
+        return Frames(joints, vertices, without_detection=sum(box is None for box in found))
 
-    def _box(self, number: int, image: NDArray[np.uint8]) -> Array:
-        height, width = image.shape[:2]
-        middle = np.array([width - 1, height - 1]) / 2
-        whole = np.concatenate(
-            [middle - max(height, width) / 2 / CROP_SCALE, middle + max(height, width) / 2 / CROP_SCALE]
-        )
+    def _box(self, number: int, image: NDArray[np.uint8]) -> Array | None:
+        """Where the crop is, or None where the detector found nothing."""
         if self.boxes == "image":
-            return whole
+            return whole_image(image)
         if self.boxes == "detector":
             found = self.estimator.detect(image)
-            self.without_detection += not found
-            return max(found, key=lambda one: one.score).box if found else whole
+            return max(found, key=lambda one: one.score).box if found else None
         assert self.files.joints is not None
         points = self.files.joints[number] @ self.files.intrinsics[number].T
         return box_of_points(points[:, :2] / points[:, 2:])
@@ -124,6 +119,13 @@ class NetworkHands:
         joints = np.stack([hand.joints.astype(np.float64) + hand.translation for (hand,) in hands])
         vertices = np.stack([hand.vertices.astype(np.float64) + hand.translation for (hand,) in hands])
         return Frames(joints @ R_rolled_cam, vertices @ R_rolled_cam)
+
+
+def whole_image(image: NDArray[np.uint8]) -> Array:
+    """The box (4,) whose crop is the image, or a square round it."""
+    height, width = image.shape[:2]
+    middle, half = np.array([width - 1, height - 1]) / 2, max(height, width) / 2 / CROP_SCALE
+    return np.concatenate([middle - half, middle + half])
 
 
 def constant_hand(hand_model: HandModelArrays) -> Hands:
@@ -168,10 +170,12 @@ def predict(
         if not part.is_file():
             found = hands(range(start, min(start + batch, count)))
             with written_whole(part) as temporary:
-                np.savez(temporary, allow_pickle=False, joints=found.joints, vertices=found.vertices)
+                np.savez(temporary, allow_pickle=False, **vars(found))
         with np.load(part) as arrays:
-            stored.append(Frames(np.round(arrays["joints"], _DIGITS), np.round(arrays["vertices"], _DIGITS)))
-    frames = Frames(*(np.concatenate([getattr(one, name) for one in stored]) for name in ("joints", "vertices")))
+            joints, vertices = (np.round(arrays[name], _DIGITS) for name in ("joints", "vertices"))
+            stored.append(Frames(joints, vertices, without_detection=int(arrays["without_detection"])))
+    joints, vertices = (np.concatenate([getattr(one, name) for one in stored]) for name in ("joints", "vertices"))
+    frames = Frames(joints, vertices, without_detection=sum(one.without_detection for one in stored))
     write_prediction(output, frames)
     shutil.rmtree(parts)
     return frames

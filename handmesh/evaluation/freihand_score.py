@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,10 +40,14 @@ Watch = Callable[[Iterable[int]], Iterable[int]]
 
 @dataclass(frozen=True)
 class Frames:
-    """Hands of N frames in metres, camera axes: joints (N, 21, 3) in FreiHAND's order, vertices (N, V, 3)."""
+    """Hands of N frames in metres, camera axes: joints (N, 21, 3) in FreiHAND's order, vertices (N, V, 3).
+
+    `without_detection` counts the frames in which a detector that was asked found nothing.
+    """
 
     joints: Array
     vertices: Array
+    without_detection: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.joints.shape[1:] != (len(KEYPOINTS), 3) or self.vertices.shape[2:] != (3,):
