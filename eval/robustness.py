@@ -32,7 +32,7 @@ from handmesh.evaluation.robustness import (
 from handmesh.evaluation.synthetic import measure_rendered
 from handmesh.runtime import load_graph
 
-REFERENCE = Path("eval/results/robustness_reference.json")
+REFERENCE = Path(__file__).parent / "results" / "robustness_reference.json"
 
 #: name -> where `measure_rendered` says it
 SPLITS = {
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--hands", type=int, default=100, help="corrupted hands (%(default)s)")
     parser.add_argument("--crops", type=Path, default=Path("runs/robustness"), help="keeps corrupted crops")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="result of the reference network")
+    parser.add_argument("--no-reference", action="store_true", help="errors alone, as of a reference to be")
     parser.add_argument("--workers", type=int, help="processes that make crops (default: one per core)")
     parser.add_argument("--threads", type=int, default=None, help="of the network")
     parser.add_argument("--unseen", type=Path, help="a set rendered with --unseen-shapes, as one more split")
@@ -63,6 +64,7 @@ def main() -> None:
     graph = load_graph(args.weights, "hand", threads=args.threads)
     size = int(graph.number("input_size"))
     hands = TestHands(args.data, size, spread_rows(args.data, args.hands))
+    reference = None if args.no_reference else read_reference(args.reference, len(hands.rows))
     folder = args.crops / f"{args.data.resolve().name}_{size}px"
     with tqdm(total=len(hands.rows), desc="corrupted hands") as bar:
         make_crops(hands, folder, workers=args.workers, progress=lambda done, _: bar.update(done - bar.n))
@@ -73,13 +75,10 @@ def main() -> None:
         "hands": len(hands.rows),
         "errors": measure_conditions(graph, hands, folder),
     }
-    if args.reference.is_file():
-        stored = json.loads(args.reference.read_text())
-        if stored["hands"] != len(hands.rows):
-            raise SystemExit(f"error: {args.reference} has {stored['hands']} hands, this run {len(hands.rows)}")
-        facts["reference"] = {key: stored[key] for key in ("weights", "sha256")}
+    if reference is not None:
+        facts["reference"] = {key: reference[key] for key in ("weights", "sha256")}
         facts["against_reference"] = {
-            name: corruption_errors(facts["errors"], stored["errors"], name) for name in ("pa_mpjpe_mm", "2d")
+            name: corruption_errors(facts["errors"], reference["errors"], name) for name in ("pa_mpjpe_mm", "2d")
         }
     if not args.no_splits:
         facts["splits"] = measure_splits(args)
@@ -88,6 +87,19 @@ def main() -> None:
     with written_whole(args.out.with_suffix(".md")) as temporary:
         temporary.write_text(text)
     print(text)
+
+
+def read_reference(path: Path, hands: int) -> dict:
+    """The result of a reference network on as many hands, or an end of the program that says what is wrong."""
+    if not path.is_file():
+        raise SystemExit(f"error: there is no result {path} to compare with; --no-reference does without")
+    stored = json.loads(path.read_text())
+    if stored["hands"] != hands:
+        raise SystemExit(
+            f"error: {path} has {stored['hands']} hands, this run {hands}: give --hands {stored['hands']}, another "
+            "--reference, or --no-reference"
+        )
+    return stored
 
 
 def measure_splits(args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -1,5 +1,8 @@
 """Corruptions are repeatable and grow with severity; scores follow ImageNet-C's formula."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from samples import posed_hand, write_freihand
@@ -108,3 +111,14 @@ def test_scores_are_imagenet_cs():
     assert scores["snow"] == 0.5
     assert scores["mce"] == pytest.approx((14 * 0.5 + 1) / 15)
     assert scores["relative_mce"] == pytest.approx((14 * 0.5 + 1.5) / 15)
+
+
+def test_a_reference_that_does_not_fit_is_named_before_anything_is_measured(tmp_path):
+    script = Path(__file__).parents[1] / "eval" / "robustness.py"
+    spec = importlib.util.spec_from_file_location("eval_robustness", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert set(module.read_reference(module.REFERENCE, 100)) >= {"weights", "sha256", "errors"}
+    for path, hands, message in ((tmp_path / "none.json", 100, "no result"), (module.REFERENCE, 7, "give --hands 100")):
+        with pytest.raises(SystemExit, match=message):
+            module.read_reference(path, hands)
