@@ -76,6 +76,37 @@ def test_commands_are_understood(command):
     assert callable(options.run)
 
 
+def documented_commands() -> list[str]:
+    """What data/README.md and eval/README.md tell to run: indented lines, and what is quoted in text and tables."""
+    found = []
+    for name in ("data", "eval"):
+        text = (ROOT / name / "README.md").read_text(encoding="utf-8")
+        lines = re.findall(r"^    ((?:OMP|torchrun|handmesh|python) .*)$", text, flags=re.MULTILINE)
+        lines += re.findall(r"`((?:OMP_NUM_THREADS=1 )?(?:torchrun|handmesh|python) [^`]+)`", text)
+        found += [line for line in lines if " --" in line]
+    return found
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_options_exist(command):
+    """Told by their sources, as opening two dozen scripts takes long: a script's own, or its module's."""
+    words = shlex.split(command)
+    if "torchrun" in words:
+        words = ["handmesh", *words[words.index("handmesh") + 1 :]]
+    if words[0] == "handmesh":
+        (module,) = {m for known, (m, _) in cli.TRAIN_COMMANDS.items() if tuple(words[1 : 1 + len(known)]) == known}
+    elif words[1] == "-m":
+        module = words[2]
+    else:
+        script = (ROOT / words[1]).read_text(encoding="utf-8")
+        forwards = re.search(r"^from (handmesh\.evaluation\.\w+) import main$", script, flags=re.MULTILINE)
+        module = forwards[1] if forwards else words[1].removesuffix(".py").replace("/", ".")
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    for option in (word for word in words if word.startswith("--")):
+        listed = 'f"--{name}"' in source and f'"{option[2:]}"' in source
+        assert f'"{option}"' in source or listed, f"{module} knows no {option}"
+
+
 @pytest.mark.parametrize("command", [c for c in shell_commands() if c.startswith("pip install")])
 def test_extras_exist(command):
     known = set(importlib.metadata.metadata("handmesh").get_all("Provides-Extra") or [])
