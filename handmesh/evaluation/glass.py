@@ -97,7 +97,10 @@ def glass_to_glass(estimator: HandMeshEstimator, fps: float, seconds: float, out
         session = LiveSession(HandTracker(estimator), out, window=clock, say=lambda _: None)  # pyright: ignore
         timer = threading.Timer(seconds, session.press, "q")
         timer.start()
-        report = session.play(source)
+        try:
+            report = session.play(source)
+        finally:
+            timer.cancel()
     quarter = len(clock.ages_ms) // 4
     first, last = (float(np.median(part)) for part in (clock.ages_ms[:quarter], clock.ages_ms[-quarter:]))
     return {

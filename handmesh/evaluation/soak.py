@@ -50,9 +50,12 @@ def soak(
         watcher.start()
         timer.start()
         begun_s, worked_s = time.perf_counter(), time.process_time()
-        report = session.play(source)
+        try:
+            report = session.play(source)
+        finally:  # or the process would never end
+            over.set()
+            timer.cancel()
         share = (time.process_time() - worked_s) / (time.perf_counter() - begun_s)
-        over.set()
         watcher.join()
     tenths = [
         {"memory_mb": float(np.median(part)), "age_median_ms": float(np.median(ages))}

@@ -11,7 +11,6 @@ on three scales). Any images serve; the projections are thrown away afterwards.
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import math
 import os
@@ -32,9 +31,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handmesh.atomic import written_whole
-from handmesh.model.backbone import ActivationName, Variant, build_backbone
+from handmesh.model.backbone import ACTIVATIONS, VARIANTS, ActivationName, Variant, build_backbone
+from handmesh.model.regressor import read_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
+from handmesh.training.curves import append_row
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,6 @@ class FeatureTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.net((images - TEACHER_MEAN) / TEACHER_STD)
-
-
-def imagenet_teacher() -> FeatureTeacher:
-    """The frozen teacher, with its ImageNet weights."""
-    return FeatureTeacher()
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -314,11 +310,11 @@ class _Run:
     def __init__(self, config: WarmStartConfig, rank: int, resume: bool):
         self.config, self.rank = config, rank
         torch.manual_seed(config.seed)  # every process builds the same student
-        self.teacher = imagenet_teacher()
+        self.teacher = FeatureTeacher()
         self.student = FeatureStudent(config.variant, config.activation).train()
         self.optimizer = _optimizer(self.student, config)
         self.progress = _Progress()
-        state = torch.load(config.checkpoint, weights_only=True) if resume else None
+        state = read_checkpoint(config.checkpoint) if resume else None
         if state is not None:
             self._restore(state)
         self.crops = _crops(config, rank, np.random.default_rng([config.seed, rank, self.progress.step]))
@@ -417,15 +413,10 @@ def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
 
 
 def _log_row(path: Path, run: _Run, images_per_second: float) -> None:
-    progress, new = run.progress, not path.exists()
-    row = [progress.step, progress.samples, f"{progress.minutes:.2f}", f"{images_per_second:.1f}"]
-    row += [f"{loss:.4f}" for loss in run.recent.tolist()]
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "samples", "minutes", "images_per_second", "stride8", "stride16", "stride32"])
-        writer.writerow(row)
-    logger.info("step %s, %s images, %s min, %s images/s, losses %s %s %s", *row)
+    row = {**vars(run.progress), "images_per_second": images_per_second}
+    row |= dict(zip(("stride8", "stride16", "stride32"), run.recent.tolist(), strict=True))
+    append_row(path, row)
+    logger.info(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
 
 
 def distil(config: WarmStartConfig, resume: bool = False) -> Path:
@@ -455,8 +446,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for last.pt and log.csv")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photos")
     parser.add_argument("--synthetic", type=Path, nargs="*", default=[], help="folders of rendered images: half of all")
-    for name in ("variant", "activation", "minutes", "processes", "batch", "lr", "seed"):
-        parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name])
+    for name, choices in (("variant", VARIANTS), ("activation", ACTIVATIONS)):
+        parser.add_argument(f"--{name}", choices=choices, default=defaults[name], help="(%(default)s)")
+    for name in ("minutes", "processes", "batch", "lr", "seed"):
+        parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help="(%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     values = vars(parser.parse_args(arguments))
     resume = values.pop("resume")
