@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pose_correctives import Skin, fit_posedirs, flesh_kept
 
 from handmesh.assets import HAND_MODEL, HandModelArrays, save_hand_model
+from handmesh.atomic import written_whole
 from handmesh.skeleton import FINGERS, MANO_JOINTS, MANO_PARENTS
 
 Array = NDArray[np.float64]
@@ -549,7 +550,8 @@ def main() -> None:
     save_hand_model(arguments.output, model)
     report = json.dumps({**provenance(arguments.output), **facts}, indent=1)
     if arguments.report:
-        arguments.report.write_text(report + "\n")
+        with written_whole(arguments.report) as temporary:
+            temporary.write_text(report + "\n")
     print(report)
     print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.2f} MB)")
 

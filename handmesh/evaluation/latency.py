@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.atomic import written_whole
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.report import write_result
 from handmesh.evaluation.timing import ClockOutside, Runs, in_turns, repeated, summary
@@ -274,8 +275,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Bars of the medians, longest at the bottom, for each number of threads; needs matplotlib."""
     from matplotlib.figure import Figure
 
-    from handmesh.atomic import written_whole
-
     by_threads = result["threads"]
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (threads, rows) in zip(
@@ -325,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(result))  # noqa: T201 (a command)
     if options.out is not None:
         write_result(options.out, result)
-        options.out.with_suffix(".md").write_text(table(result) + "\n")
+        with written_whole(options.out.with_suffix(".md")) as temporary:
+            temporary.write_text(table(result) + "\n")
         with contextlib.suppress(ModuleNotFoundError):  # without matplotlib there is no picture
             draw(result, options.out.with_suffix(".png"))
 

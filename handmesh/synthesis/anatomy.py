@@ -33,7 +33,7 @@ class HandAnatomy:
 
     joints (16, 3) m from the wrist; tips (5, 3) m thumb..little; frame (3, 3) rows = canonical x, y, z in model
     axes; axes (16, 3, 3) unit rotation axes (flexion, abduction, twist) of each joint; rest (16, 3) rad: the
-    angles that the rest pose already has; radii (16,) m: flesh around each bone; width (m): across the knuckles.
+    angles that the rest pose already has; radii (16,) m: flesh around each bone.
     """
 
     joints: np.ndarray
@@ -56,10 +56,6 @@ class HandAnatomy:
         axes, rest = _joint_axes(joints, tips, frame)
         radii = _bone_radii(template, np.asarray(arrays.weights), joints, tips)
         return cls(joints, tips, frame, axes, rest, radii)
-
-    @property
-    def width(self) -> float:
-        return float(np.linalg.norm(self.joints[1] - self.joints[7]))
 
     def rotations(self, angles: Tensor) -> Tensor:
         """(..., 16, 3) absolute anatomical angles in rad -> (..., 16, 3, 3) local rotations, identity at the root.
@@ -110,7 +106,7 @@ def _joint_axes(joints: np.ndarray, tips: np.ndarray, frame: np.ndarray) -> tupl
     axes, rest = np.zeros((16, 3, 3)), np.zeros((16, 3))
     axes[0] = frame
     reach = np.linalg.norm(joints[4])
-    thumb_target = (_THUMB_TARGET * [1.0, 1.0, 1.0] * reach) @ frame
+    thumb_target = (_THUMB_TARGET * reach) @ frame
     for finger, first in enumerate(FIRST_JOINT):
         chain = [joints[first], joints[first + 1], joints[first + 2], tips[finger]]
         for k in range(3):

@@ -1,8 +1,8 @@
 """The bundled sample clip: two rendered hands that gesture before a drawn room, with their true joints.
 
 ``python -m handmesh.synthesis.clip`` renders ``sample.mp4`` (640x480, 30 fps), three still pictures and
-``sample.npz``: joints (T, 2, 21, 3) m in camera axes and joints_2d (T, 2, 21) px of the right and the left hand, NaN
-while a hand is out of the picture, and fx, fy, cx, cy. Nothing in it is a third party's picture.
+``sample.npz``: joints (T, 2, 21, 3) m in camera axes and joints_2d (T, 2, 21, 2) px of the right and the left hand, NaN
+while a hand is out of the picture, sides, and camera: fx, fy, cx, cy. Nothing in it is a third party's picture.
 """
 
 from __future__ import annotations

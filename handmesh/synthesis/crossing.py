@@ -200,7 +200,7 @@ def perform(studio: Studio, model: HandModel, scene: Scene) -> list[tuple[Array,
 def seen_share(joints: Array, pixels: Array, camera: Camera) -> Array:
     """(T, 2) share of each hand's keypoints inside the picture and not covered by the other hand.
 
-    The other hand covers what lies inside the hull of its keypoints while its wrist is nearer.
+    The other hand covers what lies inside the hull of its keypoints while they are nearer on average.
     """
     import cv2
 
