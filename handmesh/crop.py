@@ -90,6 +90,20 @@ class Crop:
         return np.array([-half if self.mirrored else half, half])
 
 
+def laid_out(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The frame (H, W, 3) itself if OpenCV reads it where it is, else a copy that it can.
+
+    Of a view such as ``frame[..., ::-1]`` OpenCV makes a copy for each crop, which takes many times as long as that.
+    """
+    import cv2
+
+    if frame.strides[0] > 0 and frame.strides[1:] == (3, 1):
+        return frame
+    if frame.strides[2] == -1:  # BGR seen as RGB, which OpenCV turns round much faster than numpy
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(frame[..., ::-1]), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.ascontiguousarray(frame)
+
+
 def _average_blocks(
     frame: NDArray[np.uint8], center: tuple[float, float], side_px: float, block: int
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:

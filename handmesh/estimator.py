@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays, load_hand_model
-from handmesh.crop import CROP_SCALE, Crop, view_rotation
+from handmesh.crop import CROP_SCALE, Crop, laid_out, view_rotation
 from handmesh.detector import HandDetector, reaches_into_frame
 from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.placement import project_joints, solve_translation
@@ -203,7 +203,7 @@ class HandMeshEstimator:
         The arguments are those of a single frame, one entry a frame, and so are the errors.
         """
         nothing = [None] * len(frames)
-        checked = [check_frame(frame) for frame in frames]
+        checked = [laid_out(check_frame(frame)) for frame in frames]
         known = [
             check_camera(camera, frame, self.camera) for camera, frame in zip(cameras or nothing, checked, strict=True)
         ]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays
+from handmesh.crop import laid_out
 from handmesh.detector import reaches_into_frame
 from handmesh.estimator import HandMeshEstimator, build_hand, check_camera
 from handmesh.handedness import SURE, SideBelief, right_evidence
@@ -181,7 +182,7 @@ class HandTracker:
 
     def _prepare(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> _Step:
         """What the network is to be asked about the next frame."""
-        frame = check_frame(frame_rgb)
+        frame = laid_out(check_frame(frame_rgb))
         camera = check_camera(camera, frame, self._estimator.camera)
         dt_s = self._check_time(timestamp_s)
         self._forget_what_is_stale(frame, dt_s)

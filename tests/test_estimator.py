@@ -10,9 +10,10 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from handmesh.crop import view_rotation
+from handmesh.crop import Crop, view_rotation
 from handmesh.estimator import HandMeshEstimator, box_of_keypoints
 from handmesh.records import Camera, Detection
+from handmesh.tracker import HandTracker
 
 CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)
 MIRROR = np.array([-1.0, 1.0, 1.0])
@@ -41,6 +42,32 @@ def test_detected_hands_stand_where_they_are_drawn(estimator, frame):
         assert hand.translation[2] == pytest.approx(FOCAL * graphs.HAND_WIDTH_M / width, rel=0.1)
         assert np.abs(hand.camera.project(hand.joints + hand.translation) - hand.joints_2d).mean() < 3
         assert trimesh.Trimesh(hand.vertices, hand.faces, process=False).volume > 0
+
+
+@pytest.mark.parametrize(
+    "as_view",
+    [
+        lambda frame: frame[..., ::-1].copy()[..., ::-1],  # a BGR frame seen as RGB
+        lambda frame: frame[:, ::-1].copy()[:, ::-1],
+        lambda frame: frame[::-1].copy()[::-1],
+        lambda frame: np.dstack([frame, frame])[..., :3],  # without alpha
+        lambda frame: np.pad(frame, ((3, 0), (5, 0), (0, 0)))[3:, 5:],
+        np.asfortranarray,
+    ],
+)
+def test_views_give_the_same_hands_and_are_not_copied_for_every_crop(estimator, frame, as_view, monkeypatch):
+    seen, cut = [], Crop.cut
+    monkeypatch.setattr(Crop, "cut", lambda crop, frame: seen.append(frame) or cut(crop, frame))
+    view = as_view(frame)
+    tracked = HandTracker(estimator)(view, 0.0), HandTracker(estimator)(frame, 0.0)
+    for ours, expected in ((estimator(view), estimator(frame)), tracked):
+        assert len(ours) == len(expected) == 2
+        for hand, other in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(hand.vertices, other.vertices)
+            np.testing.assert_array_equal(hand.joints_2d, other.joints_2d)
+    for frame in seen:  # as OpenCV reads it where it is
+        assert frame.strides[1:] == (3, 1)
+        assert frame.strides[0] > 0
 
 
 def test_hand_on_the_optical_axis_is_what_the_network_said(estimator, dim_frame):
