@@ -175,7 +175,7 @@ class HandMeshEstimator:
         sides: Sequence[Side | None] | None = None,
         camera: Camera | None = None,
     ) -> list[HandMesh]:
-        """The hands of a frame (H, W, 3) uint8 RGB.
+        """The hands of a frame (H, W, 3) uint8 RGB; OpenCV's frames are BGR: give ``frame[..., ::-1]``.
 
         Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes

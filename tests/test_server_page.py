@@ -225,6 +225,24 @@ def test_a_page_of_another_site_draws_hands(browser, tmp_path):
         site.shutdown()
 
 
+def test_a_refusal_that_comes_late_does_not_end_a_newer_connection(page):
+    asked, sockets = [], []
+
+    def hold_the_first(route):
+        asked.append(route)
+        if len(asked) > 1:
+            route.continue_()
+
+    page.on("websocket", lambda socket: sockets.append(socket))
+    page.route("**/v1/info", hold_the_first)
+    page.click("#start-camera")
+    page.click("#stop")
+    page.wait_for_selector("#status[data-state=open]")
+    asked[0].abort("connectionrefused")
+    page.wait_for_timeout(1000)  # in half of it a lost server is tried again
+    assert (page.get_attribute("#status", "data-state"), len(sockets)) == ("open", 1)
+
+
 def test_a_lost_server_is_told_and_found_again(page, served):
     page.click("#start-camera")
     wait_for_hands(page)

@@ -10,6 +10,7 @@ export class Server extends EventTarget {
   #socket = null;
   #wait = FIRST_WAIT_MS;
   #timer = 0;
+  #turn = 0;
   #route = 'stream';
   #options = { format: 'binary' };
 
@@ -41,14 +42,17 @@ export class Server extends EventTarget {
 
   /** Connect to the route "stream" (this page's frames) or "source" (the server's own). */
   async connect(route) {
+    const turn = ++this.#turn;
     this.#route = route;
     clearTimeout(this.#timer);
     const old = this.#socket;
     this.#socket = null;
     old?.close();
     this.#say('connecting', 'Connecting to the server');
-    const known = await this.#knock();
-    if (!known || this.#route !== route || this.#socket) return;
+    const refusal = await this.#knock();
+    if (turn !== this.#turn) return; // another connection has been asked for meanwhile
+    if (refusal?.status === 401) return this.#say('token', 'The server wants its token');
+    if (refusal) return this.#lose(refusal.reason);
     const token = sessionStorage.getItem(TOKEN_KEY);
     const address = new URL(`v1/${route}`, location.href);
     address.protocol = address.protocol.replace('http', 'ws');
@@ -71,17 +75,14 @@ export class Server extends EventTarget {
     this.send(JSON.stringify(options));
   }
 
-  /** Whether the server is there and knows the token: browsers do not tell why a WebSocket was refused. */
+  /** What the server has against us, null for nothing: browsers do not tell why a WebSocket was refused. */
   async #knock() {
     try {
       const answer = await this.fetch('info', { signal: AbortSignal.timeout(5000) });
-      if (answer.ok) return true;
-      if (answer.status === 401) this.#say('token', 'The server wants its token');
-      else this.#lose((await answer.json()).detail);
+      return answer.ok ? null : { status: answer.status, reason: (await answer.json()).detail };
     } catch {
-      this.#lose();
+      return {};
     }
-    return false;
   }
 
   #receive(socket, data) {
