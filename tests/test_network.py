@@ -5,12 +5,21 @@ import pytest
 import torch
 from samples import HandList, posed_hand
 
+from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.model.backbone import VARIANTS, build_backbone
-from handmesh.model.head import HEADS, build_head, cell_centres
-from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
-from handmesh.training.losses import LossWeights, training_loss
+from handmesh.model.hand_model import HandModel
+from handmesh.model.head import HEADS, HeadOutput, build_head, cell_centres
+from handmesh.model.regressor import (
+    HandRegressor,
+    NetworkConfig,
+    Prediction,
+    load_network,
+    save_network,
+    wrist_relative_hand,
+)
+from handmesh.training.losses import LossWeights, hand_size, training_loss
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +87,53 @@ def test_perfect_prediction_has_no_loss(batch):
     with torch.no_grad():
         prediction = network(batch.crops)
     posed = prediction.head._replace(rotations=batch.rotations, betas=batch.betas, joints_2d=batch.joints_2d)
-    from handmesh.model.regressor import Prediction, wrist_relative_hand
-
     vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations, batch.betas)
     _, terms = training_loss(Prediction(posed, vertices, joints), batch, network.hand_model, LossWeights())
     for name in ("joints_2d", "rotations", "betas", "joints", "vertices"):
         assert terms[name].item() < 1e-5, name
+
+
+def test_keypoints_depths_and_the_camera_have_their_least_loss_at_the_truth(batch):
+    hand_model, weights = HandModel(load_hand_model()), LossWeights()
+    vertices, joints = wrist_relative_hand(hand_model, batch.rotations, batch.betas)
+    camera = torch.tensor([7.0, 0.1, -0.2]).expand(8, 3)
+    seen = camera[:, None, :1] * joints[..., :2] + camera[:, None, 1:]
+    batch = batch._replace(joints_2d=seen)
+    cells = cell_centres(torch.zeros(8, 8))
+    logits = -(cells - seen[:, :, None]).square().sum(-1) / (2 * weights.heatmap_sigma**2)  # (8, 21, cells)
+    heatmaps = logits.unflatten(-1, (8, 8)).requires_grad_()
+    depth = joints[..., 2] / hand_size(joints)[:, 0]
+    flags = torch.zeros(8)
+    head = HeadOutput(batch.rotations, batch.betas, camera, seen, depth, heatmaps, torch.zeros(8, 8, 8), flags, flags)
+
+    def terms_of(head, batch, weights=weights):
+        return training_loss(Prediction(head, vertices, joints), batch, hand_model, weights)
+
+    total, terms = terms_of(head, batch)
+    for name in ("joints_2d", "projection", "depth"):
+        assert terms[name].item() < 1e-5, name
+    total.backward()
+    assert heatmaps.grad.abs().max() < 1e-6  # the Gaussians about the keypoints
+    beside = terms_of(head._replace(heatmaps=heatmaps.roll(1, -1)), batch)[1]
+    assert beside["heatmaps"] > terms["heatmaps"] + 1
+    outside = terms_of(head._replace(heatmaps=heatmaps.roll(1, -1)), batch._replace(joints_2d=seen + 9))[1]
+    assert outside["heatmaps"] == 0
+    elsewhere = head._replace(camera=camera + 1)
+    assert terms_of(elsewhere, batch)[1]["projection"] > 0.5
+    assert terms_of(elsewhere, batch._replace(right=flags))[1]["projection"] == 0  # the mesh is a right hand's
+
+
+def test_an_unknown_shape_is_drawn_towards_the_mean(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    blind = batch._replace(weight_parameters=torch.zeros(8), betas=torch.zeros(8, 10))
+    with torch.no_grad():
+        prediction = network(batch.crops)
+        prediction = prediction._replace(head=prediction.head._replace(betas=torch.full((8, 10), -2.0)))
+        terms = training_loss(prediction, blind, network.hand_model, LossWeights())[1]
+        free = training_loss(prediction, blind, network.hand_model, LossWeights(mean_shape=0.0))[1]
+    assert batch.presence.sum() > 5  # times .2: a weight of more than one sample
+    assert terms["betas"].item() == pytest.approx(2.0)
+    assert free["betas"] == 0
 
 
 def test_unknown_targets_do_not_move_the_network(batch):

@@ -139,3 +139,8 @@ def test_contenders_take_turns_and_the_first_turn_does_not_count():
     assert calls == ["a", "b"] * 3
     assert times == {"a": [3.0] * 3 + [5.0] * 3, "b": [4.0] * 3 + [6.0] * 3}
     assert summary([1.0, 2.0, 9.0])["median_ms"] == 2.0
+
+
+def test_networks_of_another_hand_model_are_not_measured_on_rendered_hands():
+    with pytest.raises(ValueError, match="hands of 778 vertices"):
+        quantisation.errors({"vertices": np.zeros((2, 778, 3))}, SimpleNamespace())

@@ -41,7 +41,11 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     for key, value in whole.ema.state.items():
         assert value.equal(parts.ema.state[key]), key
     assert (tmp_path / "whole" / "synthetic.csv").read_text().count("\n") == 2
-    load_network(tmp_path / "whole" / "ema.pt")
+    ema = load_network(tmp_path / "whole" / "ema.pt")
+    (tmp_path / "whole" / "ema.pt").unlink()
+    assert trainer(tmp_path / "whole").run()  # as if it had been stopped before its last measurement
+    for key, value in load_network(tmp_path / "whole" / "ema.pt").state_dict().items():
+        assert value.equal(ema.state_dict()[key]), key
     drawn = cv2.imread(str(tmp_path / "whole" / "overlays" / "synthetic_000000024.jpg"))
     assert drawn.shape == (192, 8 * 192, 3)  # four hands, each labelled and predicted
     assert (tmp_path / "whole" / "curves.png").is_file()

@@ -51,8 +51,18 @@ def answers(graph: Graph, crops: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 def errors(answer: dict[str, NDArray[Any]], batch: Batch) -> dict[str, float]:
-    """PA-MPVPE and PA-MPJPE in mm and the 2D keypoint error as a share of the box, against exact labels."""
-    vertices, joints = wrist_relative_hand(HandModel(load_hand_model()), batch.rotations, batch.betas)
+    """PA-MPVPE and PA-MPJPE in mm and the 2D keypoint error as a share of the box, against exact labels.
+
+    Raises ValueError for a network of another hand model than the open one, whose hands the labels are.
+    """
+    hand_model = HandModel(load_hand_model())
+    found = answer["vertices"].shape[-2]
+    if found != hand_model.vertex_count:
+        raise ValueError(
+            f"the network gives hands of {found} vertices, but rendered hands have {hand_model.vertex_count}: "
+            "only networks of the open hand model can be measured on them"
+        )
+    vertices, joints = wrist_relative_hand(hand_model, batch.rotations, batch.betas)
     return {
         "pa_mpvpe_mm": float(pa_error_mm(answer["vertices"], vertices.numpy()).mean()),
         "pa_mpjpe_mm": float(pa_error_mm(answer["joints"], joints.numpy()).mean()),

@@ -120,6 +120,8 @@ class Trainer:
         measured = self.seen // measure_every
         sums: dict[str, float] = {}
         mark, mark_step = started, self.step
+        if self.step == self.steps:  # stopped, perhaps, between its last checkpoint and its last measurement
+            self._measure()
         for batch in self._batches():
             terms = self._train_step(batch)
             for key, value in terms.items():
