@@ -1,4 +1,5 @@
-"""Camera intrinsics in files: OpenCV's FileStorage (.yaml, .yml, .xml), ROS's camera_info, COLMAP's cameras.txt.
+"""Camera intrinsics in files: OpenCV's FileStorage (.yaml, .yml, .xml), ROS's camera_info, COLMAP's cameras.txt, and
+what Python programs write as YAML or JSON.
 
 All of them become a `Camera` with integer pixel centres; COLMAP counts them at halves.
 """
@@ -6,6 +7,7 @@ All of them become a `Camera` with integer pixel centres; COLMAP counts them at 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,17 @@ import numpy as np
 from handmesh.atomic import written_whole
 from handmesh.records import Camera
 
-MATRIX_KEYS = ("camera_matrix", "cameraMatrix", "Camera_Matrix", "intrinsic_matrix", "intrinsics", "K", "M1", "mtx")
+MATRIX_KEYS = (
+    "camera_matrix",
+    "cameraMatrix",
+    "Camera_Matrix",
+    "intrinsic_matrix",
+    "intrinsics",
+    "K",
+    "k",
+    "M1",
+    "mtx",
+)
 DISTORTION_KEYS = (
     "distortion_coefficients",
     "Distortion_Coefficients",
@@ -23,6 +35,7 @@ DISTORTION_KEYS = (
     "distortion",
     "dist",
     "D",
+    "d",
     "D1",
 )
 WIDTH_KEYS = ("image_width", "image_Width", "width", "calibImageWidth")
@@ -47,8 +60,9 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
     """Read a camera.
 
     A ``.txt`` is COLMAP's ``cameras.txt`` (``camera_id`` picks one of several); ``.yaml``, ``.yml``, ``.xml`` and
-    ``.json`` are read by OpenCV's FileStorage, under the usual names (`MATRIX_KEYS` and the others), or are ROS's
-    camera_info. They must say the size of the frame that the intrinsics belong to.
+    ``.json`` are read by OpenCV's FileStorage, under the usual names (`MATRIX_KEYS` and the others, or fx, fy, cx and
+    cy), or are ROS's camera_info, of the first version or the second. They must say the size of the frame that the
+    intrinsics belong to.
 
     Raises ``FileNotFoundError`` if there is no such file and ``ValueError`` if it cannot be read, lacks something or
     describes a lens that is no pinhole with Brown-Conrady distortion (a fisheye: undistort its frames first).
@@ -152,6 +166,8 @@ def _parse_colmap(text: str, camera_id: int | None) -> Camera:
 def _parse_storage(text: str) -> Camera:
     import cv2
 
+    text = re.sub(r"\n---\s*$", "\n", text)  # ends what `ros2 topic echo` prints
+    text = re.sub(r"(?m)^(?= *- )", "  ", text)  # OpenCV wants lists to stand further in than their names
     try:
         storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
     except (cv2.error, SystemError) as error:  # OpenCV's own error may arrive wrapped
@@ -164,20 +180,26 @@ def _parse_storage(text: str) -> Camera:
         raise ValueError(
             f"its lens is {lens.string()!r}, but only {', '.join(PINHOLE_LENSES)} are known: undistort the frames first"
         )
-    matrix = _numbers(root, MATRIX_KEYS)
-    if matrix is None or matrix.size not in (4, 9):
-        raise ValueError(f"it has no 3 x 3 camera matrix under {', '.join(MATRIX_KEYS)}; it has {_keys(root)}")
-    if matrix.size == 4:  # Kalibr's fx, fy, cx, cy
-        fx, fy, cx, cy = matrix.tolist()
-    else:
-        K = matrix.reshape(3, 3)
-        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    fx, fy, cx, cy = _focal_and_centre(root)
     width, height = _size(root)
     distortion = _numbers(root, DISTORTION_KEYS)
     coefficients = [] if distortion is None else distortion.tolist()
     if len(coefficients) > 8 and not any(coefficients[8:]):
         coefficients = coefficients[:8]
-    return Camera(float(fx), float(fy), float(cx), float(cy), width, height, distortion=tuple(coefficients))
+    return Camera(fx, fy, cx, cy, width, height, distortion=tuple(coefficients))
+
+
+def _focal_and_centre(root: Any) -> tuple[float, ...]:
+    """fx, fy, cx and cy."""
+    single = [root.getNode(name) for name in ("fx", "fy", "cx", "cy")]
+    if not any(node.empty() for node in single):
+        return tuple(_number(node, node.name()) for node in single)
+    matrix = _numbers(root, MATRIX_KEYS)
+    if matrix is None or matrix.size not in (4, 9):
+        raise ValueError(
+            f"it has no 3 x 3 camera matrix under {', '.join(MATRIX_KEYS)}, nor fx, fy, cx and cy; it has {_keys(root)}"
+        )
+    return tuple(matrix[[0, 4, 2, 5] if matrix.size == 9 else slice(4)].tolist())  # Kalibr has these four
 
 
 def _size(root: Any) -> tuple[int, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import cv2
 import numpy as np
 import pytest
@@ -48,8 +51,62 @@ COLMAP = """\
 """
 
 
+ROS_2 = """\
+header:
+  stamp:
+    sec: 1700000000
+  frame_id: camera
+height: 480
+width: 640
+distortion_model: plumb_bob
+d:
+- -0.28
+- 0.11
+- 0.0011
+- -0.0007
+- -0.02
+k:
+- 612.5
+- 0.0
+- 323.5
+- 0.0
+- 608.25
+- 236.25
+- 0.0
+- 0.0
+- 1.0
+roi:
+  x_offset: 0
+---
+"""
+PYYAML = """\
+dist:
+- - -0.28
+  - 0.11
+  - 0.0011
+  - -0.0007
+  - -0.02
+image_size: [640, 480]
+mtx:
+- [612.5, 0.0, 323.5]
+- [0.0, 608.25, 236.25]
+- - 0.0
+  - 0.0
+  - 1.0
+"""
+
+
 @pytest.mark.parametrize(
-    ("name", "text"), [("camera_info.yaml", ROS), ("ros.yml", ROS), ("opencv.xml", XML), ("cameras.txt", COLMAP)]
+    ("name", "text"),
+    [
+        ("camera_info.yaml", ROS),
+        ("ros.yml", ROS),
+        ("ros2.yaml", ROS_2),
+        ("pyyaml.yaml", PYYAML),
+        ("opencv.xml", XML),
+        ("cameras.txt", COLMAP),
+        ("ours.json", json.dumps(asdict(CAMERA))),
+    ],
 )
 def test_every_format_gives_the_same_camera(tmp_path, name, text):
     path = tmp_path / name
