@@ -21,7 +21,7 @@ from handmesh.records import (
     HandMesh,
     PosedHand,
     Side,
-    box_of_points,
+    box_of_keypoints,
     check_box,
     check_frame,
     check_side,
@@ -394,13 +394,6 @@ def build_hand(
         side_score=side_score,
         track_id=track_id,
     )
-
-
-def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Tight box (4,) of keypoints (21, 2), at least a pixel wide and high."""
-    box = box_of_points(joints_2d)
-    middle, half = 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
-    return np.concatenate([middle - half, middle + half])
 
 
 def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camera | None = None) -> Camera:

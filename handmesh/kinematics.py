@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from handmesh.assets import HandModelArrays
 from handmesh.records import Side
-from handmesh.skeleton import FINGERS, FINGERTIPS, KEYPOINTS, MANO_JOINTS, MANO_PARENTS, permutation
+from handmesh.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS, MANO_KEYPOINTS, MANO_PARENTS, permutation
 
 TIP_PARENTS: tuple[int, ...] = tuple(MANO_JOINTS.index(f"{finger}3") for finger in FINGERS)
 """The joint that each of the five fingertips hangs on."""
 
-_KEYPOINT_ORDER = list(permutation((*MANO_JOINTS, *FINGERTIPS), KEYPOINTS))
+_KEYPOINT_ORDER = list(permutation(MANO_KEYPOINTS, KEYPOINTS))
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 

@@ -105,6 +105,18 @@ def box_of_points(points: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1).astype(np.float64)
 
 
+def box_middle_half(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Middle (2,) and half extents (2,), at least half a pixel, of keypoints' (21, 2) tight box."""
+    box = box_of_points(joints_2d)
+    return 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
+
+
+def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Tight box (4,) of keypoints (21, 2), at least a pixel wide and high."""
+    middle, half = box_middle_half(joints_2d)
+    return np.concatenate([middle - half, middle + half])
+
+
 def box_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """Intersection over union of boxes (..., 4) with boxes (..., 4), broadcast: (...)."""
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])

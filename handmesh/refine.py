@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.assets import ASSETS
+from handmesh.kinematics import TIP_PARENTS
 from handmesh.records import Camera, PosedHand, Side
-from handmesh.skeleton import FINGERS, FINGERTIPS, KEYPOINTS, MANO_JOINTS, MANO_PARENTS, permutation
+from handmesh.skeleton import KEYPOINTS, MANO_JOINTS, MANO_KEYPOINTS, MANO_PARENTS, permutation
 from handmesh.smoothing import rotmat_to_rotvec, rotvec_to_rotmat
 
 POSE_BANK = ASSETS / "pose_bank.npz"
 
 _JOINTS = len(MANO_JOINTS)
-_ORDER = list(permutation((*MANO_JOINTS, *FINGERTIPS), KEYPOINTS))  # keypoint k is point _ORDER[k] of joints and tips
-_PARENTS = (*MANO_PARENTS, *(MANO_JOINTS.index(f"{finger}3") for finger in FINGERS))
+_ORDER = list(permutation(MANO_KEYPOINTS, KEYPOINTS))  # keypoint k is point _ORDER[k] of joints and tips
+_PARENTS = (*MANO_PARENTS, *TIP_PARENTS)
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from handmesh.handedness import CERTAIN, SURE, SideBelief, for_side, right_evidence
 from handmesh.placement import project_joints
-from handmesh.records import Camera, HandMesh, Side, box_of_points, other_side
+from handmesh.records import Camera, HandMesh, Side, box_middle_half, box_of_keypoints, other_side
 from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFilter
 
 DRIFT_GAIN = 0.4
@@ -195,13 +195,8 @@ class Track:
         moved = self.hand.translation + self.velocity * dt_s
         moved[2] = max(moved[2], 0.5 * float(self.hand.translation[2]))
         joints_2d = project_joints(self.hand.joints, moved, camera)
-        middle, half = box_middle_half(joints_2d)
         self.hand = replace(
-            self.hand,
-            translation=moved,
-            joints_2d=joints_2d,
-            box=np.concatenate([middle - half, middle + half]),
-            camera=camera,
+            self.hand, translation=moved, joints_2d=joints_2d, box=box_of_keypoints(joints_2d), camera=camera
         )
 
     def likeness(self, hand: HandMesh, right_evidence: float) -> float:
@@ -213,12 +208,6 @@ class Track:
         place = min(float(np.linalg.norm(center - self.center)) / reach, 2.0)
         growth = abs(math.log(size / self.size)) / (1.0 + 2.0 * self.missed_s)
         return 1.5 * side - place - growth
-
-
-def box_middle_half(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Middle (2,) and half extents (2,), at least half a pixel, of keypoints' tight box."""
-    box = box_of_points(joints_2d)
-    return 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
 
 
 def middle_and_size(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:

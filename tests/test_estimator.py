@@ -11,8 +11,8 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from handmesh.crop import Crop, view_rotation
-from handmesh.estimator import HandMeshEstimator, box_of_keypoints
-from handmesh.records import Camera, Detection
+from handmesh.estimator import HandMeshEstimator
+from handmesh.records import Camera, Detection, box_of_keypoints
 from handmesh.tracker import HandTracker
 
 CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)

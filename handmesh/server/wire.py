@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.estimator import box_of_keypoints
 from handmesh.export import to_json
-from handmesh.records import Camera, HandMesh, Side
+from handmesh.records import Camera, HandMesh, Side, box_of_keypoints
 
 MAGIC = b"HMSH"
 VERSION = 1
