@@ -664,16 +664,17 @@ def _frames_until_ctrl_c(source: FrameSource) -> Generator[NDArray[np.uint8], No
     def enough(*_: object) -> None:
         nonlocal wanted
         wanted = False
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, enough) if source.live else signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, enough) if source.live else None
     try:
         for frame, _ in source:
             yield frame
             if not wanted:
                 return
     finally:
-        signal.signal(signal.SIGINT, before)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _calibrate_hand(options: argparse.Namespace) -> int:
