@@ -29,8 +29,9 @@ def solve_translation(
     the least-squares sense, each step weighing them by Cauchy's weights of the last step's errors in pixels, so that
     single keypoints gone astray count for little.
 
-    Where that puts a joint behind ``MIN_DEPTH_M`` (keypoints that fit no pose of these joints), the depth comes from
-    the ratio of the two point sets' sizes instead, which is always positive; the log says so.
+    Where that puts a joint behind ``MIN_DEPTH_M``, or half of them farther from their keypoints than a mere point
+    would be (keypoints that fit no pose of these joints), the depth comes from the ratio of the two point sets' sizes
+    instead, which is always positive; the log says so.
     """
     joints = np.asarray(joints, np.float64)
     rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
@@ -38,6 +39,7 @@ def solve_translation(
     translation = np.array([_solve_one(*hand, focal, steps) for hand in zip(joints, rays, strict=True)]).reshape(-1, 3)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
     lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
+    lost |= _fits_like_a_point(joints + translation[:, None], rays)
     if lost.any():
         _log.debug("%d of %d hands are placed by their size: their keypoints fit no perspective", lost.sum(), len(lost))
         translation[lost] = _translation_by_size(joints[lost], rays[lost])
@@ -79,6 +81,17 @@ def _weighted_solve(moments: NDArray, weights: NDArray) -> tuple[float, float, f
     spread = u_v - (u * u + v * v) / w + 1e-12 * (2.0 * w + u_v)
     z = ((u * x + v * y) / w - r) / spread
     return (x + u * z) / w, (y + v * z) / w, z
+
+
+def _fits_like_a_point(joints: NDArray, rays: NDArray) -> NDArray[np.bool_]:
+    """(N,) whether half of the joints (N, 21, 3) are seen farther from their rays (N, 21, 2) than the rays' middle is.
+
+    Linear equations draw a hand that fits badly towards the camera, where it would fill the picture.
+    """
+    seen = joints[..., :2] / np.maximum(joints[..., 2:], MIN_DEPTH_M)
+    off_sq = np.square(seen - rays).sum(-1)
+    spread_sq = np.square(rays - rays.mean(-2, keepdims=True)).sum(-1).mean(-1)
+    return np.partition(off_sq, 10)[:, 10] > spread_sq
 
 
 def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:
