@@ -271,6 +271,8 @@ def test_mano_gives_the_published_poses_their_meaning(few: Path, tmp_path: Path)
     rotations, betas = annotate(few, mano_file, 6)
     mano = load_hand_model(mano_file)
     assert np.abs(mano.hands_mean).max() > 0.5
+    with pytest.raises(ValueError, match="holds parameters of MANO, but the hand model given has 16"):
+        FreiHandDataset(few, mano=load_hand_model())
     dataset = FreiHandDataset(few, mano=mano)
     for number in (0, 5, 11):
         sample = dataset[number]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from handmesh.assets import HandModelArrays
 from handmesh.datasets.freihand_files import FreiHandSplit, Split, read_table
 from handmesh.datasets.sample import HandSample
+from handmesh.skeleton import MANO_VERTEX_COUNT
 
 
 class FreiHandDataset:
@@ -24,7 +25,8 @@ class FreiHandDataset:
     def __init__(self, root: Path, split: Split = "training", mano: HandModelArrays | None = None) -> None:
         """`mano` is the user's MANO model if the network is to have it: our renders' rotations are not MANO's then.
 
-        Raises FileNotFoundError or ValueError that names what is missing or does not fit together.
+        Raises FileNotFoundError or ValueError that names what is missing or does not fit together, also for the
+        published parameters with a model that is not MANO.
         """
         self.root, self.split = Path(root), split
         self.files = FreiHandSplit.open(self.root, split)
@@ -44,6 +46,11 @@ class FreiHandDataset:
                 self.rotations = self.meta["rotations"].astype(np.float64)
                 self.betas = self.meta["betas"].astype(np.float64)
         elif mano is not None and self.files.mano is not None:
+            if len(mano.v_template) != MANO_VERTEX_COUNT:
+                raise ValueError(
+                    f"{self.root}/{split}_mano.json holds parameters of MANO, but the hand model given has "
+                    f"{len(mano.v_template)} vertices: give MANO_RIGHT.pkl, or none to train on keypoints alone"
+                )
             self.rotations, self.betas = mano_parameters(self.files.mano, mano)
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.records import Camera
 from handmesh.skeleton import KEYPOINTS
 
 Split = Literal["training", "evaluation"]
@@ -48,6 +49,13 @@ def scale_of(joints: Array) -> Array:
     """FreiHAND's `scale` (...) m of joints (..., 21, 3) m: the length of the middle finger's proximal phalanx."""
     ends = joints[..., _PHALANX, :]
     return np.linalg.norm(ends[..., 1, :] - ends[..., 0, :], axis=-1)
+
+
+def camera_of(intrinsics: Array, image: NDArray[np.uint8]) -> Camera:
+    """The camera of intrinsics K (3, 3) px and an image of its size."""
+    height, width = image.shape[:2]
+    (fx, _, cx), (_, fy, cy) = intrinsics[:2]
+    return Camera(fx, fy, cx, cy, width, height)
 
 
 @dataclass(frozen=True)

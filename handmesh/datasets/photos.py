@@ -21,10 +21,7 @@ from handmesh.records import Side
 
 _log = logging.getLogger(__name__)
 
-SURE_SPREAD, WRONG_SPREAD = (
-    0.02,
-    0.05,
-)  # labels are trusted fully below the first, not at all above the second
+SURE_SPREAD, WRONG_SPREAD = 0.02, 0.05  # labels are trusted fully below the first, not at all above the second
 _REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
 _REGION_PX = 320
 

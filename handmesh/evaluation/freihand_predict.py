@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from handmesh.assets import HandModelArrays
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
-from handmesh.datasets.freihand_files import FreiHandSplit, scale_of
+from handmesh.datasets.freihand_files import FreiHandSplit, camera_of, scale_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.freihand_score import Frames
 from handmesh.records import Camera, Side, box_of_points
@@ -143,12 +143,6 @@ def constant_hand(hand_model: HandModelArrays) -> Hands:
     ahead = np.array([0.0, 0.0, CONSTANT_DEPTH_M])
     joints, vertices = ((points - hand.keypoints[:, :1]).numpy() + ahead for points in (hand.keypoints, hand.vertices))
     return lambda numbers: Frames(np.repeat(joints, len(numbers), 0), np.repeat(vertices, len(numbers), 0))
-
-
-def camera_of(intrinsics: Array, image: NDArray[np.uint8]) -> Camera:
-    """The camera of intrinsics K (3, 3) and an image of its size."""
-    height, width = image.shape[:2]
-    return Camera(intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2], width, height)
 
 
 def predict(

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.freihand_files import camera_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.photos import labelled_photos
-from handmesh.evaluation.synthetic import camera_of
 from handmesh.records import Camera, HandMesh, Side, box_of_points
 from handmesh.refine import Refinement
 from handmesh.video import read_picture

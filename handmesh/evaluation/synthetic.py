@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.datasets.freihand import FreiHandDataset, Split
+from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.freihand_files import Split, camera_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
-from handmesh.records import Camera, Side, box_of_points
+from handmesh.records import Side, box_of_points
 from handmesh.synthesis.gestures import GESTURES, GRASPS
 
 FACTS = ("skin_tone", "view", "pose_class", "held", "occluded", "gloved")
@@ -116,13 +117,6 @@ def hand_errors(
             progress(len(parts), len(rows))
     keypoints, *others = zip(*parts, strict=True)
     return HandErrors(np.stack(keypoints), *(np.concatenate(column) for column in others))
-
-
-def camera_of(intrinsics: NDArray[np.floating], image: NDArray[np.uint8]) -> Camera:
-    """The camera of an image with intrinsics (3, 3) px."""
-    height, width = image.shape[:2]
-    (fx, _, cx), (_, fy, cy) = np.asarray(intrinsics, float)[:2]
-    return Camera(fx, fy, cx, cy, width, height)
 
 
 def groups(facts: Mapping[str, NDArray]) -> dict[str, dict[str, NDArray[np.bool_]]]:
