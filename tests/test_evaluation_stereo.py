@@ -53,6 +53,12 @@ def test_triangulation_and_epipolar_lines_are_exact_through_distorted_lenses():
     assert 0.5 < np.median(off) <= 3.0 + 1e-3
 
 
+def test_clips_of_other_lengths_are_named():
+    first, second = views()
+    with pytest.raises(ValueError, match="same frames, but have 5 and 4"):
+        compare_views(first, second, (seen(first, points()), seen(second, points(4))))
+
+
 def test_views_that_agree_have_no_error_after_the_one_scale():
     first, second = views()
     X = points()

@@ -94,6 +94,8 @@ def soak(folder: Path, seconds: float, every_s: float = 5.0) -> dict[str, Any]:
     """
     from playwright.sync_api import sync_playwright
 
+    if seconds <= WARM_UP_S:
+        raise ValueError(f"the first {WARM_UP_S:g} seconds do not count: leave the page on for longer than {seconds:g}")
     with sync_playwright() as play, Served() as server:
         browser = launch(play, write_camera_clip(folder / "clip.mjpeg"))
         page = browser.new_context(permissions=["camera"], viewport={"width": 1200, "height": 800}).new_page()

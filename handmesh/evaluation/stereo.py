@@ -111,8 +111,11 @@ def compare_views(first: View, second: View, hands: tuple[HandSeries, HandSeries
     ``epipolar_px`` and ``reprojection_px`` say how well the keypoints agree; ``views`` how far each view's joints in
     the camera are from the triangulated ones times ``metres_a_unit``, the one scale that fits the root joints' depths
     of both views best (their median ratio); ``metres_a_unit_by_bones`` is the same by the lengths of bones. Raises
-    ``ValueError`` where no frame shows one hand in both views.
+    ``ValueError`` for views of other numbers of frames, and where no frame shows one hand in both.
     """
+    counts = [len(series.places) for series in hands]
+    if counts[0] != counts[1]:
+        raise ValueError(f"the views must show the same frames, but have {counts[0]} and {counts[1]}")
     both = hands[0].found & hands[1].found
     pixels = hands[0].pixels[both], hands[1].pixels[both]
     points = triangulate(first, second, pixels)

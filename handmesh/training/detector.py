@@ -400,12 +400,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.rendered:
         composer = replace(composer, scene=0.45, collage=0.37, rendered=0.0)
     config = DetectorConfig(samples=args.samples, learning_rate=args.learning_rate, seed=args.seed, composer=composer)
-    args.run.mkdir(parents=True, exist_ok=True)
-    (args.run / "config.txt").write_text(f"{asdict(config)}\n")
     torch.manual_seed(config.seed)
     pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
     network = initial_network(args.init, FrameStream(pictures, config))
     trainer = DetectorTrainer(config, args.run, pictures, network)
+    with written_whole(args.run / "config.txt") as temporary:
+        temporary.write_text(f"{asdict(config)}\n")
     done = trainer.run(minutes=args.minutes, workers=args.workers)
     logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
     publish(trainer.best, args.publish or args.run, trainer.step * config.batch_size)
