@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from handmesh.estimator import HandMeshEstimator
     from handmesh.records import HandMesh
     from handmesh.tracker import HandTracker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def annotate_video(
     on_frame: Callable[[int], None] | None = None,
     keypoints: KeypointOrder = "freihand",
 ) -> VideoReport:
-    """Draw the hands of a video's frames into an .mp4.
+    """Draw the hands of a video's frames into an .mp4. Ctrl-C completes the files with what has come so far first.
 
     Args:
         tracker: starts afresh.
@@ -109,28 +112,36 @@ def annotate_video(
     tracker.reset()
     frames = with_hand = 0
     tracking_s = 0.0
+    stopped: KeyboardInterrupt | None = None
     started = time.perf_counter()
     with VideoWriter(output, source.fps) as writer:
-        for frame, time_s in source:
-            before = time.perf_counter()
-            hands = tracker(frame, time_s)
-            tracking_s += time.perf_counter() - before
-            canvas = overlay.draw(frame, hands)
-            draw_labels(canvas, hands)
-            writer.write(canvas)
-            if clip is not None:
-                clip.add(time_s, hands)
-            elif save is not None and hands:
-                export_hands(hands, save / f"{frames:06d}{save_suffix}")
-            frames += 1
-            with_hand += bool(hands)
-            if on_frame is not None:
-                on_frame(frames)
-            if frames == max_frames:
-                break
+        try:
+            for frame, time_s in source:
+                before = time.perf_counter()
+                hands = tracker(frame, time_s)
+                tracking_s += time.perf_counter() - before
+                canvas = overlay.draw(frame, hands)
+                draw_labels(canvas, hands)
+                writer.write(canvas)
+                if clip is not None:
+                    clip.add(time_s, hands)
+                elif save is not None and hands:
+                    export_hands(hands, save / f"{frames:06d}{save_suffix}")
+                frames += 1
+                with_hand += bool(hands)
+                if on_frame is not None:
+                    on_frame(frames)
+                if frames == max_frames:
+                    break
+        except KeyboardInterrupt as error:
+            stopped = error
     saved: list[Path] = []
     if clip is not None and save is not None and with_hand:
         saved = export_clip(clip, save, tracker.hand_model, keypoints=keypoints)
     elif save is not None and with_hand:
         saved = [save]
+    if stopped is not None:
+        if frames:
+            _log.warning("stopped: %s ends after %d frames", ", ".join(map(str, [output, *saved])), frames)
+        raise stopped
     return VideoReport(frames, with_hand, tracking_s, time.perf_counter() - started, tuple(saved))

@@ -193,6 +193,21 @@ def test_progress_of_a_video_that_ends_early_has_a_line_of_its_own(workplace, cl
     assert capsys.readouterr().err == f"\rclip.mp4: 10/{FRAMES + 4} frames\n"
 
 
+def test_ctrl_c_keeps_what_has_been_drawn_of_a_video(workplace, clip, monkeypatch, capsys, caplog):
+    def interrupt(done):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_progress", lambda _: interrupt)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["video", str(clip), "--save", "hands.npz"]) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert "out/clip_hands.mp4, hands.npz ends after 5 frames" in caplog.text
+    assert len(frames_of("out/clip_hands.mp4")) == 5
+    assert np.load("hands.npz")["frame"].tolist() == [0, 1, 2, 3, 4]
+    assert sorted(path.name for path in workplace.iterdir()) == ["clip.mp4", "hands.npz", "out"]
+
+
 def test_video_stops_after_max_frames_and_takes_a_folder(workplace):
     for number in range(6):
         write_picture(workplace / "shots" / f"{number}.png", hand_frame(number))
