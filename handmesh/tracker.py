@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 MAX_GAP_S = 0.5
 """After a longer pause the hands have moved on, and all are searched for anew."""
 
+MILLISECONDS_S, MILLISECONDS_FRAMES = 5.0, 3
+"""So many frames in a row that come after longer pauses look like times in milliseconds: the log warns."""
+
 STARTS = 0.4
 """The score that a detection needs: more than in single pictures, as the next frames give another chance."""
 
@@ -165,7 +168,7 @@ class HandTracker:
         self._rivalries = Rivalries()
         self._time_s: float | None = None
         self._frame_size: tuple[int, int] | None = None
-        self._since_detection = 0
+        self._since_detection = self._slow_frames = 0
         self._waits_since_s = self._waited_s = -math.inf
         self._next_id = 0
 
@@ -185,6 +188,7 @@ class HandTracker:
         frame = laid_out(check_frame(frame_rgb))
         camera = check_camera(camera, frame, self._estimator.camera)
         dt_s = self._check_time(timestamp_s)
+        self._warn_of_milliseconds(dt_s)
         self._forget_what_is_stale(frame, dt_s)
         self._time_s, self._frame_size = float(timestamp_s), frame.shape[:2]
         for track in self._tracks:
@@ -223,6 +227,15 @@ class HandTracker:
                 "call tracker.reset() before another video"
             )
         return float(timestamp_s) - self._time_s
+
+    def _warn_of_milliseconds(self, dt_s: float) -> None:
+        self._slow_frames = self._slow_frames + 1 if MILLISECONDS_S < dt_s < math.inf else 0
+        if self._slow_frames == MILLISECONDS_FRAMES:
+            _log.warning(
+                "frames come %g s apart, so that no hand is followed from one to the next: are these milliseconds? "
+                "Times must be seconds",
+                dt_s,
+            )
 
     def _forget_what_is_stale(self, frame: NDArray[np.uint8], dt_s: float) -> None:
         if not self._tracks and not self._remembered:

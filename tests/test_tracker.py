@@ -442,6 +442,20 @@ def test_a_pause_or_another_frame_size_starts_anew(make_video, caplog):
     assert "frame size changed" in caplog.text
 
 
+def test_times_in_milliseconds_are_warned_of_once(estimator, dim_frame, caplog):
+    tracker = HandTracker(estimator)
+    for time_s in (0.0, 1.0, 9.0, 17.0, 18.0, 19.0, 27.0, 35.0):  # pictures of a folder, and some pauses
+        tracker(dim_frame, time_s)
+    assert not caplog.records
+    tracker.reset()
+    for time_ms in range(0, 300, 33):
+        tracker(dim_frame, time_ms)
+    assert [record.message for record in caplog.records] == [
+        "frames come 33 s apart, so that no hand is followed from one to the next: are these milliseconds? Times must "
+        "be seconds"
+    ]
+
+
 def test_reset_is_a_new_tracker(make_video):
     video = make_video()
     first = [video.show(RIGHT, LEFT) for _ in range(5)]
