@@ -1,5 +1,6 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 from samples import mirrored, posed_hand
@@ -11,6 +12,7 @@ from handmesh.datasets.augment import (
     ImagePool,
     blend_amplitudes,
     crop_affine,
+    make_beside,
     make_negative,
     make_target,
 )
@@ -104,6 +106,26 @@ def test_crops_are_reproducible_and_differ_between_seeds():
         np.testing.assert_array_equal(a.crop, b.crop)
     assert len({row.crop.tobytes() for row in first}) == 12
     assert all(row.crop.dtype == np.uint8 and row.crop.shape == (128, 128, 3) for row in first)
+
+
+def test_beside_a_hand_there_is_its_arm_and_nothing_of_the_hand():
+    red, green = (255, 0, 0), (0, 255, 0)
+    x, y = np.meshgrid(np.linspace(110, 160, 5), np.linspace(60, 130, 4))
+    joints = np.stack([np.append(135.0, x), np.append(160.0, y)], -1)
+    joints[[5, 9, 13, 17]] = [[112, 100], [128, 95], [144, 95], [160, 100]]
+    image = np.full((300, 270, 3), 90, np.uint8)
+    cv2.line(image, (135, 175), (135, 299), green, 30)
+    for point in joints.round().astype(int):
+        cv2.circle(image, tuple(point.tolist()), 1, red, -1)
+    sample = HandSample(image, joints, "right", alone=True)
+    rows = [make_beside(sample, 96, NO_AUGMENT, POOL, np.random.default_rng(seed)) for seed in range(60)]
+    crops = np.stack([row.crop for row in rows if row is not None]).astype(int)
+    assert len(crops) > 40
+    assert not (crops[..., 0] - crops[..., 1] > 60).any()
+    assert ((crops[..., 1] - crops[..., 0] > 100).any((1, 2))).mean() > 0.5
+    assert all(row.presence == 0 for row in rows if row is not None)
+    crowded = dataclasses.replace(sample, alone=False)
+    assert make_beside(crowded, 96, NO_AUGMENT, POOL, np.random.default_rng(0)) is None
 
 
 def test_negative_has_no_weights_but_presence():

@@ -34,6 +34,7 @@ class AugmentConfig:
     noise: float = 0.35
     jpeg: float = 0.4
     channel_gain: float = 0.0  # multiply each colour channel by 1 - this to 1 + this
+    beside: float = 0.6  # cut crops without a hand from beside one: arms, sleeves, bodies
 
 
 NO_AUGMENT = AugmentConfig((1.0, 1.0), *[0.0] * (len(fields(AugmentConfig)) - 1))
@@ -167,10 +168,45 @@ def _side_weight(kept_left: bool, chance: float) -> float:
 
 
 def make_negative(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> Target:
-    """A crop without any hand."""
-    cells = size // MASK_STRIDE
+    """A crop of some photo without any hand."""
+    return _no_hand(degrade(pool.patch(rng, size, smallest=0.15), config, rng))
+
+
+def make_beside(
+    sample: HandSample, size: int, config: AugmentConfig, pool: ImagePool, rng: np.random.Generator
+) -> Target | None:
+    """A crop from beside the hand of a sample, mostly along its arm, without any part of it.
+
+    None where the image may show another hand, or where no such crop was found.
+    """
+    if not sample.alone:
+        return None
+    joints = sample.joints_2d
+    low, high = joints.min(0), joints.max(0)
+    extent, (height, width) = float(max(high - low)), sample.image.shape[:2]
+    along_arm = joints[0] - joints[[5, 9, 13, 17]].mean(0)  # from the knuckles' middle over the wrist
+    for _ in range(6):
+        angle = rng.uniform(-np.pi, np.pi)
+        if rng.random() < 0.7:
+            angle = np.arctan2(along_arm[1], along_arm[0]) + rng.normal(0, 0.3)
+        side = extent * CROP_SCALE * rng.uniform(0.3, 0.9)
+        away = 0.5 * side * rng.uniform(1.0, 1.4) + extent * rng.uniform(0.0, 0.5)
+        x, y = joints[0] + away * np.array([np.cos(angle), np.sin(angle)])
+        to_crop = crop_affine((x, y), side, size, turn=rng.uniform(-np.pi, np.pi), mirrored=rng.random() < 0.5)
+        off_middle = np.abs(joints @ to_crop[:, :2].T + to_crop[:, 2] - 0.5 * (size - 1)).max(1)
+        flesh = 0.08 * extent * size / side
+        if not (0 <= x < width and 0 <= y < height) or off_middle.min() < 0.5 * size + flesh:
+            continue
+        image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)
+        if mask is None or not mask.any():
+            return _no_hand(degrade(image, config, rng))
+    return None
+
+
+def _no_hand(crop: np.ndarray) -> Target:
+    cells = len(crop) // MASK_STRIDE
     return Target(
-        crop=degrade(pool.patch(rng, size, smallest=0.15), config, rng),
+        crop=crop,
         joints_2d=np.zeros((21, 2)),
         joints=np.zeros((21, 3)),
         rotations=np.tile(np.eye(3), (16, 1, 1)),

@@ -71,6 +71,7 @@ class FreiHandDataset:
             betas=None if self.betas is None else self.betas[row],
             mask=self.files.layer("mask", row),  # all copies show the hand at the same place
             alpha=self.files.layer("alpha", row),
+            alone="second" in self.meta and bool(np.isnan(self.meta["second"][row]).all()),
         )
 
 

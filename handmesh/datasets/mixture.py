@@ -12,8 +12,11 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from handmesh.datasets.augment import AugmentConfig, ImagePool, make_negative, make_target
-from handmesh.datasets.sample import Batch, HandSample, collate
+from handmesh.datasets.augment import AugmentConfig, ImagePool, make_beside, make_negative, make_target
+from handmesh.datasets.sample import Batch, HandSample, Target, collate
+
+BESIDE_TRIES = 4
+"""Hands that are looked at for a place beside them; one in three or four has one."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,12 +74,25 @@ class BatchStream(Dataset[Batch]):
         for _ in range(self.batch_size):
             kind = int(np.searchsorted(edges, rng.random(), side="right"))
             if kind == len(edges):
-                targets.append(make_negative(self.pool, self.size, self.augment, rng))
+                targets.append(self._without_hand(rng))
             else:
-                dataset = self.mixture.datasets[kind]
-                sample = dataset[int(rng.integers(len(dataset)))]
+                sample = _any_of(self.mixture.datasets[kind], rng)
                 targets.append(make_target(sample, self.size, self.augment, self.pool, rng))
         return collate(targets)
+
+    def _without_hand(self, rng: np.random.Generator) -> Target:
+        """From beside a hand, or from the pool where that is not wanted or not found."""
+        if rng.random() < self.augment.beside:
+            for _ in range(BESIDE_TRIES):
+                sample = _any_of(self.mixture.datasets[int(rng.integers(len(self.mixture.datasets)))], rng)
+                beside = make_beside(sample, self.size, self.augment, self.pool, rng)
+                if beside is not None:
+                    return beside
+        return make_negative(self.pool, self.size, self.augment, rng)
+
+
+def _any_of(dataset: HandDataset, rng: np.random.Generator) -> HandSample:
+    return dataset[int(rng.integers(len(dataset)))]
 
 
 def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:

@@ -33,6 +33,7 @@ class _Hand:
     joints: np.ndarray | None  # (21, 3) m from the wrist
     side: Side
     trust: float
+    alone: bool  # nobody has seen another hand in the photo
 
 
 class PhotoDataset:
@@ -45,12 +46,13 @@ class PhotoDataset:
         """
         self.hands: list[_Hand] = []
         for folder in folders:
-            before = len(self.hands)
+            before, entries = len(self.hands), read_labels(folder)
             for path, labels in trusted_labels(folder):
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
                 if image is None:
                     raise ValueError(f"cannot read image {path}")
-                self.hands += [_cut_out(image, label, keep_3d=folder.name not in distorted) for label in labels]
+                keep_3d, alone = folder.name not in distorted, len(entries[path.name]["hands"]) == 1
+                self.hands += [_cut_out(image, label, keep_3d=keep_3d, alone=alone) for label in labels]
             _log.info("%s: %d hands", folder.name, len(self.hands) - before)
 
     def __len__(self) -> int:
@@ -66,26 +68,32 @@ class PhotoDataset:
             trust_2d=hand.trust,
             trust_3d=hand.trust,
             exact_depth=False,
+            alone=hand.alone,
         )
+
+
+def read_labels(folder: Path) -> dict[str, Any]:
+    """What `labels.json` says of each photo. Raises FileNotFoundError for a folder without labels."""
+    file = folder / "labels.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no labels.json in {folder}")
+    return json.loads(file.read_text())
 
 
 def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
     """Photos of a folder, in name order, with their hands' labels whose spread is below WRONG_SPREAD, if any.
 
-    Raises FileNotFoundError for a folder without labels.
+    Errors as `read_labels`.
     """
-    file = folder / "labels.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"no labels.json in {folder}")
     photos = []
-    for name, entry in sorted(json.loads(file.read_text()).items()):
+    for name, entry in sorted(read_labels(folder).items()):
         labels = [label for label in entry["hands"] if label["spread"] < WRONG_SPREAD]
         if labels:
             photos.append((folder / name, labels))
     return photos
 
 
-def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool) -> _Hand:
+def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool, alone: bool) -> _Hand:
     points = np.asarray(label["kp2d"], np.float64)
     low, high = points.min(0), points.max(0)
     half = max(float(max(high - low)) * _REGION_SCALE / 2, 8.0)
@@ -101,4 +109,4 @@ def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool) -> _Hand:
         region, points = cv2.resize(region, size, interpolation=cv2.INTER_AREA), (points + 0.5) * ratio - 0.5
     trust = np.clip((WRONG_SPREAD - label["spread"]) / (WRONG_SPREAD - SURE_SPREAD), 0.0, 1.0)
     joints = np.asarray(label["kp3d"], np.float64)
-    return _Hand(region.copy(), points, joints - joints[:1] if keep_3d else None, label["side"], float(trust))
+    return _Hand(region.copy(), points, joints - joints[:1] if keep_3d else None, label["side"], float(trust), alone)

@@ -27,6 +27,7 @@ class HandSample:
     trust_2d: float = 1.0  # weight of the keypoints, 0..1
     trust_3d: float = 1.0  # weight of `joints`, 0..1
     exact_depth: bool = True  # False: the depths of `joints` are another tracker's guess
+    alone: bool = False  # the image is known to show no other hand
 
 
 class Batch(NamedTuple):

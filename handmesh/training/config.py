@@ -32,7 +32,7 @@ class TrainConfig:
     synthetic_share: float = 0.55  # of a batch; what data sets are not given leave their shares to the others
     photo_share: float = 0.38
     freihand_share: float = 0.38
-    negative_share: float = 0.07  # crops without a hand
+    negative_share: float = 0.1  # crops without a hand
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     distillation: float = 1.0  # factor of what teachers say, where there are any, beside the labels' terms
