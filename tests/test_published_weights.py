@@ -29,13 +29,14 @@ def scenes():
 
 
 def test_every_registered_file_is_there_and_whole():
-    assert {"fast", "detector", "hand_model"} <= set(weights_registry())
+    assert {"fast", "accurate", "detector", "hand_model"} <= set(weights_registry())
     for name in weights_registry():
         assert weights_path(name).stat().st_size < 12e6
 
 
-def test_hands_of_the_clip_are_recovered(scenes):
-    estimator = HandMeshEstimator.from_pretrained()
+@pytest.mark.parametrize("name", ["fast", "accurate"])
+def test_hands_of_the_clip_are_recovered(scenes, name):
+    estimator = HandMeshEstimator.from_pretrained(name)
     errors, errors_mm = [], []
     for frame, points, joints, sides in scenes:
         hands = estimator(frame, boxes=[box_of_points(p) for p in points], sides=sides)
