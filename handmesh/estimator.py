@@ -33,7 +33,7 @@ from handmesh.refine import Refinement, refine
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 from handmesh.smoothing import rotmat_to_rotvec, rotvec_to_rotmat
 
-PRESENCE = 0.97
+PRESENCE = 0.99
 """What the network must say for a detected hand to be given out, unless another threshold is asked for."""
 
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
