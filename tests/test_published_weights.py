@@ -10,6 +10,7 @@ from handmesh.records import box_of_points
 from handmesh.video import open_source, read_picture
 
 INT8_LOSS_MM = 0.5  # a few dozen hands; over two thousand it is 0.02
+FORMS_APART_MM = 5.0  # one hand; the mean over two thousand is 1.1
 SAME_MM = 0.05  # runtimes round differently; a hundredth of what the weights themselves are off by
 STEP = 12
 
@@ -63,6 +64,16 @@ def test_runtimes_agree(runtime):
     )
     again = HandMeshEstimator.from_pretrained(precision="f32")(frame, boxes=[expected.box], camera=camera)[0]
     assert np.linalg.norm(found.vertices - again.vertices, axis=-1).max() * 1e3 < SAME_MM
+
+
+def test_the_float_form_of_accurate_lies_beside_the_package():
+    with pytest.raises(ValueError, match="int8, which torch cannot run"):
+        HandMeshEstimator.from_pretrained("accurate", runtime="torch", detector=None)
+    frame, box = read_picture("demos/sample_1.jpg"), [[218.0, 177.0, 376.0, 357.0]]
+    small = HandMeshEstimator.from_pretrained("accurate", detector=None)
+    whole = HandMeshEstimator.from_pretrained("data/weights/accurate.onnx", runtime="torch", detector=None)
+    int8, f32 = (estimator(frame, boxes=box, sides=["right"])[0] for estimator in (small, whole))
+    assert pa_error_mm(int8.joints[None], f32.joints[None]).mean() < FORMS_APART_MM
 
 
 @pytest.mark.skipif("fast_int8" not in weights_registry(), reason="these weights have no int8 twin")

@@ -287,6 +287,10 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say which network it holds: write it with `handmesh export`") from error
+    if meta.get("precision") == "int8":
+        raise ValueError(
+            f"{path} computes in int8, which torch cannot run or train on: give the file of its float form"
+        )
     network = fold(HandRegressor(config, hand_model))
     check_hand_model(network, meta.get("vertices"), path)
     stored = stored_weights(model, "network.")
