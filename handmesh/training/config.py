@@ -29,8 +29,8 @@ class TrainConfig:
     ema_decay: float = 0.9985
     seed: int = 1
     pretrained: bool = False  # start from timm's ImageNet weights, which a model hub has
-    synthetic_share: float = 0.55  # of a batch; what data sets are not given leave their shares to the others
-    photo_share: float = 0.38
+    synthetic_share: float = 0.53  # of a batch; what data sets are not given leave their shares to the others
+    photo_share: float = 0.37
     freihand_share: float = 0.38
     negative_share: float = 0.1  # crops without a hand
     augment: AugmentConfig = field(default_factory=AugmentConfig)
