@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.crop import laid_out
 from handmesh.records import Detection, box_iou, check_frame
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 
@@ -42,13 +43,13 @@ class Letterbox:
         """The frame (H, W, 3) in its box (height, width, 3)."""
         import cv2
 
+        frame = laid_out(frame)
         # Whole blocks are averaged first, which is ten times as fast as averaging over fractions of pixels.
         block = max(1, min(int(1.0 / self.zoom), *frame.shape[:2]))
         below, right = (-length % block for length in frame.shape[:2])
         if below or right:
             frame = np.asarray(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
         height, width = frame.shape[:2]
-        frame = np.ascontiguousarray(frame)
         if block > 1:
             blocks = (width // block, height // block)
             frame = np.asarray(cv2.resize(frame, blocks, interpolation=cv2.INTER_AREA), np.uint8)

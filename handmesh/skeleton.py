@@ -35,6 +35,9 @@ KEYPOINTS: tuple[str, ...] = (
 #: Index of each keypoint's parent in `KEYPOINTS`; -1 for the wrist.
 KEYPOINT_PARENTS: tuple[int, ...] = (-1, *(0 if i % 4 == 0 else i for i in range(20)))
 
+#: Indices in `KEYPOINTS` of the knuckles of the four fingers, without the thumb.
+FINGER_KNUCKLES: tuple[int, ...] = tuple(KEYPOINTS.index(f"{finger}1") for finger in FINGERS[1:])
+
 #: The bones of a drawn skeleton as (parent, child) pairs of `KEYPOINTS` indices.
 KEYPOINT_BONES: tuple[tuple[int, int], ...] = tuple(
     (parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) if parent >= 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from handmesh.crop import CROP_SCALE, view_rotation
 from handmesh.datasets.sample import HandSample, Target
+from handmesh.skeleton import FINGER_KNUCKLES
 
 MASK_STRIDE = 8
 _MIRROR = np.diag([-1.0, 1.0, 1.0])
@@ -184,7 +185,7 @@ def make_beside(
     joints = sample.joints_2d
     low, high = joints.min(0), joints.max(0)
     extent, (height, width) = float(max(high - low)), sample.image.shape[:2]
-    along_arm = joints[0] - joints[[5, 9, 13, 17]].mean(0)  # from the knuckles' middle over the wrist
+    along_arm = joints[0] - joints[list(FINGER_KNUCKLES)].mean(0)  # from the knuckles' middle over the wrist
     for _ in range(6):
         angle = rng.uniform(-np.pi, np.pi)
         if rng.random() < 0.7:

@@ -46,13 +46,13 @@ class PhotoDataset:
         """
         self.hands: list[_Hand] = []
         for folder in folders:
-            before, entries = len(self.hands), read_labels(folder)
-            for path, labels in trusted_labels(folder):
+            before = len(self.hands)
+            for path, labels, count in trusted_labels(folder):
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
                 if image is None:
                     raise ValueError(f"cannot read image {path}")
-                keep_3d, alone = folder.name not in distorted, len(entries[path.name]["hands"]) == 1
-                self.hands += [_cut_out(image, label, keep_3d=keep_3d, alone=alone) for label in labels]
+                keep_3d = folder.name not in distorted
+                self.hands += [_cut_out(image, label, keep_3d=keep_3d, alone=count == 1) for label in labels]
             _log.info("%s: %d hands", folder.name, len(self.hands) - before)
 
     def __len__(self) -> int:
@@ -72,24 +72,20 @@ class PhotoDataset:
         )
 
 
-def read_labels(folder: Path) -> dict[str, Any]:
-    """What `labels.json` says of each photo. Raises FileNotFoundError for a folder without labels."""
+def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]], int]]:
+    """Photos of a folder, in name order, that have labels whose spread is below WRONG_SPREAD: the photo, these labels,
+    and how many hands are labelled there, trusted or not.
+
+    Raises FileNotFoundError for a folder without labels.
+    """
     file = folder / "labels.json"
     if not file.is_file():
         raise FileNotFoundError(f"no labels.json in {folder}")
-    return json.loads(file.read_text())
-
-
-def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
-    """Photos of a folder, in name order, with their hands' labels whose spread is below WRONG_SPREAD, if any.
-
-    Errors as `read_labels`.
-    """
     photos = []
-    for name, entry in sorted(read_labels(folder).items()):
+    for name, entry in sorted(json.loads(file.read_text()).items()):
         labels = [label for label in entry["hands"] if label["spread"] < WRONG_SPREAD]
         if labels:
-            photos.append((folder / name, labels))
+            photos.append((folder / name, labels, len(entry["hands"])))
     return photos
 
 

@@ -39,7 +39,7 @@ def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
                 for hand in labels
             ],
         )
-        for path, labels in trusted_labels(folder)
+        for path, labels, _ in trusted_labels(folder)
     ]
 
 

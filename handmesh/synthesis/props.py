@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from handmesh.skeleton import FINGER_KNUCKLES
 from handmesh.synthesis.kernels import vertex_normals
 from handmesh.synthesis.rasterizer import Mesh
 from handmesh.synthesis.skin import TEXTURE_WIDTH
@@ -122,7 +123,7 @@ def held_object(keypoints: Array, frame: Array, scale: float, rng: np.random.Gen
     """
     thumb, fingers = keypoints[4], keypoints[[8, 12, 16]]
     grip = 0.5 * thumb + 0.5 * fingers.mean(0)
-    palm = keypoints[[5, 9, 13, 17]].mean(0) + 0.02 * scale * frame[2]
+    palm = keypoints[list(FINGER_KNUCKLES)].mean(0) + 0.02 * scale * frame[2]
     centre = grip + rng.uniform(0.0, 0.6) * (palm - grip)
     axis = frame[0] * rng.choice([-1.0, 1.0]) + rng.normal(0, 0.25, 3)
     if rng.uniform() < 0.3:
