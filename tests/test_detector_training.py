@@ -118,6 +118,15 @@ def test_a_batch_is_a_function_of_its_step() -> None:
     assert not torch.equal(one, stream[3][0])
 
 
+def test_processes_share_what_one_would_see() -> None:
+    config = DetectorConfig(batch_size=4, composer=ComposerConfig(width=WIDTH, height=HEIGHT))
+    whole, _ = FrameStream(_pictures(), config)[3]
+    shares = [FrameStream(_pictures(), config, rank, 2)[3][0] for rank in (0, 1)]
+    assert torch.equal(torch.cat(shares), whole)
+    with pytest.raises(ValueError, match="cannot be shared by 3"):
+        FrameStream(_pictures(), config, 0, 3)
+
+
 def test_a_batch_holds_mirror_images_with_swapped_sides() -> None:
     config = replace(_config(samples=40), composer=ComposerConfig(width=WIDTH, height=HEIGHT, scene=1.0))
     stream, sides = FrameStream(_pictures(), config), []

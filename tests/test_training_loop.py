@@ -15,6 +15,7 @@ from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.loop import Trainer, load_initial
+from handmesh.training.processes import agree
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
@@ -143,12 +144,11 @@ def test_training_learns_four_hands_by_heart(tmp_path):
     assert float(np.atleast_1d(rows["pa_mpjpe_mm"])[-1]) < 8.0
 
 
-def test_processes_stop_and_save_at_the_same_step_whatever_their_clocks_say(tmp_path, monkeypatch):
-    one = trainer(tmp_path)
-    assert one._agree(True, False) == (True, False)
-    one.world = 2
-    monkeypatch.setattr("handmesh.training.loop.dist.broadcast", lambda flags, _: flags.copy_(torch.tensor([0.0, 1.0])))
-    one.step = 10
-    assert one._agree(True, False) == (False, True)  # rank 0's word counts, not this process's own
-    one.step = 11
-    assert one._agree(True, True) == (False, False)
+def test_processes_stop_and_save_at_the_same_step_whatever_their_clocks_say(monkeypatch):
+    cpu = torch.device("cpu")
+    assert agree(10, cpu, True, False) == (True, False)  # alone, it is its own wish
+    monkeypatch.setattr("handmesh.training.processes.dist.is_initialized", lambda: True)
+    first = torch.tensor([0.0, 1.0])
+    monkeypatch.setattr("handmesh.training.processes.dist.broadcast", lambda flags, _: flags.copy_(first))
+    assert agree(10, cpu, True, False) == (False, True)  # the first process's word counts, not this one's own
+    assert agree(11, cpu, True, True) == (False, False)

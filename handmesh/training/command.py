@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
@@ -27,37 +22,12 @@ from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.distillation import Teachers
 from handmesh.training.loop import Trainer
+from handmesh.training.processes import process_group
 
 _VALIDATION_HANDS = 500  # of an evaluation split, measured during training
 
 _NETWORK_OPTIONS = {"variant": "variant", "head": "head", "activation": "activation", "size": "input_size"}
 _CONFIG_OPTIONS = ("batch_size", "learning_rate", "decay", "epochs", "pretrained", "seed")
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[torch.device]:
-    """Join the processes that torchrun started; yields this process's device.
-
-    That is its GPU where CUDA finds any. On a CPU each process is pinned to cores of its own.
-    """
-    local, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    if world < 2:
-        yield device
-        return
-    if hasattr(os, "sched_setaffinity") and not on_gpu:
-        cores = sorted(os.sched_getaffinity(0))
-        share = max(1, len(cores) // int(os.environ["LOCAL_WORLD_SIZE"]))
-        os.sched_setaffinity(0, cores[local * share : (local + 1) * share] or cores)
-        torch.set_num_threads(share)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

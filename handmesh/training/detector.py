@@ -1,6 +1,7 @@
 """Training of the hand detector: composed frames, resumable, and an exported graph at the end.
 
-python -m handmesh.training.detector --data PHOTOS --run FOLDER [--rendered SET] [--minutes 30]
+python -m handmesh.training.detector --data PHOTOS --run FOLDER [--rendered SET] [--minutes 30], or with two processes
+torchrun --nproc_per_node 2 -m handmesh.training.detector ...
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
@@ -42,11 +44,13 @@ from handmesh.model.regressor import read_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
+from handmesh.training.processes import agree, process_group, rank_and_world
 from handmesh.training.warm_start import imagenet_weights
 
 logger = logging.getLogger(__name__)
 
 PHOTO_SIDE = 320
+CPU = torch.device("cpu")
 CONVOLUTION_OR_NORM = (nn.Conv2d, nn.BatchNorm2d)
 CALIBRATION_STEPS = 8  # batches of frames that give a published network its moments back
 SET_WEIGHTS = {
@@ -74,8 +78,8 @@ class DetectorConfig:
     box_weight: float = 2.0
     side_weight: float = 1.0
     triangle_weight: float = 4.0
-    rendered_limit: int = 5_000  # rendered hands that are kept in memory
-    arms_limit: int = 1_500  # rendered hands of which only the arm is kept, too
+    rendered_limit: int = 12_000  # rendered hands that are kept in memory
+    arms_limit: int = 3_000  # rendered hands of which only the arm is kept, too
     seed: int = 1
     composer: ComposerConfig = field(default_factory=ComposerConfig)
 
@@ -100,10 +104,16 @@ class DetectorConfig:
 
 
 class FrameStream(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Item i is the whole batch of step i: frames (B, H, W, 3) uint8 and stacked `Targets`."""
+    """Item i is the batch of step i: frames (B, H, W, 3) uint8 and stacked `Targets`.
 
-    def __init__(self, pictures: Pictures, config: DetectorConfig) -> None:
+    With several processes it is the share of process `rank` of `world`; together they see what one would see alone.
+    """
+
+    def __init__(self, pictures: Pictures, config: DetectorConfig, rank: int = 0, world: int = 1) -> None:
+        if config.batch_size % (2 * world):
+            raise ValueError(f"a batch of {config.batch_size} cannot be shared by {world} processes in pairs")
         self.pictures, self.config = pictures, config
+        self.places = range(rank, config.batch_size // 2, world)
         self.steps = config.samples // config.batch_size
 
     def __len__(self) -> int:
@@ -112,7 +122,7 @@ class FrameStream(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __getitem__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         config, composer = self.config, self.config.composer_at(step)
         images, targets = [], []
-        for place in range(config.batch_size // 2):
+        for place in self.places:
             rng = np.random.default_rng([config.seed, step, place])
             frame = compose(self.pictures, composer, rng)
             for image, hands in ((frame.image, frame.hands), mirrored(frame.image, frame.hands)):
@@ -187,16 +197,19 @@ class DetectorTrainer:
 
     def __init__(self, config: DetectorConfig, folder: Path, pictures: Pictures, network: DetectorNetwork) -> None:
         self.config, self.folder = config, folder
+        self.rank, self.world = rank_and_world()
         self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
         self.optimizer = torch.optim.AdamW(_groups(self.network, config.weight_decay), lr=config.learning_rate)
         self.step = 0
-        self.stream = FrameStream(pictures, config)
+        self.stream = FrameStream(pictures, config, self.rank, self.world)
         if (folder / "last.pt").is_file():
             self._restore(read_checkpoint(folder / "last.pt"))
-        accelerate(self.network)
+        self.model: nn.Module = accelerate(self.network)
+        if self.world > 1:
+            self.model = DistributedDataParallel(self.model)
 
     def run(self, minutes: float = float("inf"), workers: int = 1, save_every_s: float = 180) -> bool:
         """Train until all samples are seen (True) or the time is up (False)."""
@@ -213,8 +226,8 @@ class DetectorTrainer:
                 rate = count * self.config.batch_size / (now - marked)
                 self._record({"rate": rate, **{k: v / count for k, v in sums.items()}})
                 sums, marked, marked_step = {}, now, self.step
-            time_up = now - started > minutes * 60
-            if time_up or now - saved > save_every_s or self.step == self.stream.steps:
+            time_up, save = agree(self.step, CPU, now - started > minutes * 60, now - saved > save_every_s)
+            if save or time_up or self.step == self.stream.steps:
                 self.save()
                 saved = now
             if time_up:
@@ -230,6 +243,8 @@ class DetectorTrainer:
 
     def save(self) -> None:
         """Write `last.pt` (to go on) and `network.pt` (the averaged weights), each at once or not at all."""
+        if self.rank:
+            return
         averaged = self.averaged.module.state_dict()
         full = {
             "network": self.network.state_dict(),
@@ -251,9 +266,9 @@ class DetectorTrainer:
         rate = self.config.rate_at(self.step * self.config.batch_size)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.network.train()
+        self.model.train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = self.network(images)
+            output = self.model(images)
         loss, terms = detector_loss(output, targets, self.config)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}")
@@ -265,6 +280,8 @@ class DetectorTrainer:
         return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
     def _record(self, row: dict[str, float]) -> None:
+        if self.rank:
+            return
         row = {"seen": self.step * self.config.batch_size, **row}
         append_row(self.folder / "log.csv", row, digits=5)
         logger.info(" ".join(f"{name}={value:.4g}" for name, value in row.items()))
@@ -388,6 +405,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=ComposerConfig.width, help="of the frames; less is faster")
     parser.add_argument("--height", type=int, default=ComposerConfig.height)
     parser.add_argument("--learning-rate", type=float, default=DetectorConfig.learning_rate)
+    parser.add_argument("--batch-size", type=int, default=DetectorConfig.batch_size, help="of all processes")
     parser.add_argument("--seed", type=int, default=DetectorConfig.seed)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that compose frames")
@@ -399,16 +417,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     composer = ComposerConfig(width=args.width, height=args.height)
     if not args.rendered:
         composer = replace(composer, scene=0.45, collage=0.37, rendered=0.0)
-    config = DetectorConfig(samples=args.samples, learning_rate=args.learning_rate, seed=args.seed, composer=composer)
+    config = DetectorConfig(
+        samples=args.samples,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        composer=composer,
+    )
     torch.manual_seed(config.seed)
-    pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
-    network = initial_network(args.init, FrameStream(pictures, config))
-    trainer = DetectorTrainer(config, args.run, pictures, network)
-    with written_whole(args.run / "config.txt") as temporary:
-        temporary.write_text(f"{asdict(config)}\n")
-    done = trainer.run(minutes=args.minutes, workers=args.workers)
-    logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
-    publish(trainer.best, args.publish or args.run, trainer.step * config.batch_size)
+    with process_group():
+        pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
+        network = initial_network(args.init, FrameStream(pictures, config))
+        trainer = DetectorTrainer(config, args.run, pictures, network)
+        if trainer.rank == 0:
+            with written_whole(args.run / "config.txt") as temporary:
+                temporary.write_text(f"{asdict(config)}\n")
+        done = trainer.run(minutes=args.minutes, workers=args.workers)
+        if trainer.rank == 0:
+            logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
+            publish(trainer.best, args.publish or args.run, trainer.step * config.batch_size)
     return 0
 
 

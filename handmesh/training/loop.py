@@ -30,6 +30,7 @@ from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.losses import training_loss
 from handmesh.training.pictures import draw_curves, draw_overlays
+from handmesh.training.processes import agree, rank_and_world
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Trainer:
     ) -> None:
         """`network` is trained instead of one built from the config, on `device` (by default the CPU)."""
         self.config, self.folder, self.teachers = config, folder, teachers
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = rank_and_world()
         torch.manual_seed(config.seed)
         self.device = device or torch.device("cpu")
         self.per_step = config.batch_size * self.world
@@ -133,7 +134,7 @@ class Trainer:
                 row = {key: value / count for key, value in sums.items()}
                 self._record("log.csv", {"rate": count * self.per_step / (now - mark), **row})
                 sums, mark, mark_step = {}, now, self.step
-            time_up, save = self._agree(now - started > minutes * 60, now - saved > save_every_s)
+            time_up, save = agree(self.step, self.device, now - started > minutes * 60, now - saved > save_every_s)
             if save or time_up or self.step == self.steps:
                 self._save()
                 saved = now
@@ -194,16 +195,6 @@ class Trainer:
             "gradient": norm.item(),
             **{key: value.item() for key, value in terms.items()},
         }
-
-    def _agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """What rank 0 wishes, asked every tenth step: clocks differ, but all processes must do the same."""
-        if self.world == 1:
-            return wishes
-        if self.step % 10:
-            return (False,) * len(wishes)
-        flags = torch.tensor(wishes, dtype=torch.float32, device=self.device)
-        dist.broadcast(flags, 0)
-        return tuple(bool(flag) for flag in flags)
 
     def ema_network(self) -> HandRegressor:
         """A network with the averaged weights."""
