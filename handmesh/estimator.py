@@ -21,6 +21,7 @@ from handmesh.records import (
     HandMesh,
     PosedHand,
     Side,
+    Sighting,
     box_of_keypoints,
     check_box,
     check_frame,
@@ -31,7 +32,7 @@ from handmesh.records import (
 )
 from handmesh.refine import Refinement, refine
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
-from handmesh.smoothing import rotmat_to_rotvec, rotvec_to_rotmat
+from handmesh.smoothing import rotmat_to_rotvec
 
 PRESENCE = 0.99
 """What the network must say for a detected hand to be given out, unless another threshold is asked for."""
@@ -207,18 +208,29 @@ class HandMeshEstimator:
         known = [
             check_camera(camera, frame, self.camera) for camera, frame in zip(cameras or nothing, checked, strict=True)
         ]
-        wanted = [
-            self._wanted(frame, of_frame, whose)
-            for frame, of_frame, whose in zip(checked, boxes or nothing, sides or nothing, strict=True)
-        ]
+        seen = self.sightings(checked, boxes or nothing, sides or nothing, known)
+        return [_place_hands(of_frame, camera) for of_frame, camera in zip(seen, known, strict=True)]
+
+    def sightings(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        boxes: Sequence[ArrayLike | None],
+        sides: Sequence[Sequence[Side | None] | None],
+        cameras: Sequence[Camera],
+    ) -> list[list[Sighting]]:
+        """What `batch` makes its hands of, for callers that pose and place them themselves.
+
+        ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera.
+        """
+        wanted = [self._wanted(*of_frame) for of_frame in zip(frames, boxes, sides, strict=True)]
         estimates = iter(self._estimate([one for of_frame in wanted for one in of_frame]))
-        hands = []
-        for number, camera in enumerate(known):
-            found = list(islice(estimates, len(wanted[number])))
-            if boxes is None or boxes[number] is None:
+        seen = []
+        for asked, given, camera in zip(wanted, boxes, cameras, strict=True):
+            found = list(islice(estimates, len(asked)))
+            if given is None:
                 found = [e for e in found if e.presence >= self.presence_threshold]
-            hands.append(self._adjusted(_place_hands(found, camera)))
-        return hands
+            seen.append(self._adjusted(_turned(found, camera), camera))
+        return seen
 
     def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
         """Hands that the detector finds. Raises ``ValueError`` if this estimator has none."""
@@ -239,31 +251,21 @@ class HandMeshEstimator:
         outputs = self._pose_graph(rotations=as_right.astype(np.float32), betas=np.asarray(betas, np.float32))
         return [self._posed(as_right[i], betas[i], outputs, i, left[i]) for i in range(len(sides))]
 
-    def _adjusted(self, hands: list[HandMesh]) -> list[HandMesh]:
+    def _adjusted(self, seen: list[Sighting], camera: Camera) -> list[Sighting]:
         """The hands bent to meet their keypoints and of the shape that was given, where this is wanted."""
-        if not hands or (self.refinement is None and self.betas is None):
-            return hands
-        rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
-        rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
-        if self.refinement is not None:
-            how = self.refinement
-            starts = [
-                PosedHand(turned, hand.betas, hand.vertices, hand.joints, hand.faces)
-                for turned, hand in zip(rotations, hands, strict=True)
+        how, given = self.refinement, self._betas
+        if not seen or (how is None and given is None):
+            return seen
+        rotations = [one.posed.rotations for one in seen]
+        if how is not None:
+            places = _places(seen, camera)
+            rotations = [
+                refine(one.posed, one.side, place, one.joints_2d, camera, how)[0]
+                for one, place in zip(seen, places, strict=True)
             ]
-            bent = [
-                refine(start, hand.side, hand.translation, hand.joints_2d, hand.camera, how)[0]
-                for start, hand in zip(starts, hands, strict=True)
-            ]
-            rotations = np.stack(bent)
-        betas = np.stack([hand.betas if self.betas is None else self.betas for hand in hands])
-        posed = self.pose(rotations, betas, [hand.side for hand in hands])
-        keypoints = np.stack([hand.joints_2d for hand in hands])
-        places = solve_translation(np.stack([hand.joints for hand in posed]), keypoints, hands[0].camera)
-        return [
-            build_hand(shape, hand.side, place, hand.camera, hand.score, hand.side_score, joints_2d=hand.joints_2d)
-            for shape, place, hand in zip(posed, places, hands, strict=True)
-        ]
+        betas = np.stack([one.posed.betas if given is None else given for one in seen])
+        posed = self.pose(np.stack(rotations), betas, [one.side for one in seen])
+        return [replace(one, posed=hand) for one, hand in zip(seen, posed, strict=True)]
 
     def _wanted(
         self, frame: NDArray[np.uint8], boxes: ArrayLike | None, sides: Sequence[Side | None] | None
@@ -349,17 +351,31 @@ class HandMeshEstimator:
         return posed.mirrored() if mirrored else posed
 
 
-def _place_hands(estimates: Sequence[_Estimate], camera: Camera) -> list[HandMesh]:
-    """Turn each hand from its crop's virtual camera into the true one, and find where it stands there."""
+def _turned(estimates: Sequence[_Estimate], camera: Camera) -> list[Sighting]:
+    """Each hand turned from its crop's virtual camera into the true one."""
     if not estimates:
         return []
     rotations = view_rotation(camera.rays([e.crop.center for e in estimates]))
-    posed = [e.posed.rotated(R) for e, R in zip(estimates, rotations, strict=True)]
-    joints_2d = np.stack([e.joints_2d for e in estimates])
-    translations = solve_translation(np.stack([p.joints for p in posed]), joints_2d, camera)
     return [
-        build_hand(p, e.side, translation, camera, e.presence, e.side_score, joints_2d=points)
-        for p, e, translation, points in zip(posed, estimates, translations, joints_2d, strict=True)
+        Sighting(e.side, e.posed.rotated(R), e.joints_2d, e.presence, e.side_score)
+        for e, R in zip(estimates, rotations, strict=True)
+    ]
+
+
+def _places(seen: Sequence[Sighting], camera: Camera) -> NDArray[np.float64]:
+    """(N, 3) metres: where each hand stands in the camera."""
+    return solve_translation(
+        np.stack([one.posed.joints for one in seen]), np.stack([one.joints_2d for one in seen]), camera
+    )
+
+
+def _place_hands(seen: Sequence[Sighting], camera: Camera) -> list[HandMesh]:
+    """The records of the hands, each where it stands."""
+    if not seen:
+        return []
+    return [
+        build_hand(one.posed, one.side, place, camera, one.score, one.side_score, joints_2d=one.joints_2d)
+        for one, place in zip(seen, _places(seen, camera), strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.handedness import SURE, for_side, right_evidence
-from handmesh.records import HandMesh, Side, box_iou
+from handmesh.records import Side, Sighting, box_iou
 from handmesh.track import Track, middle_and_size
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ LIKENESS = -1.0
 
 @dataclass(eq=False)
 class View:
-    """What the network is asked about one place of a frame, and what it answers: a mesh for each side.
+    """What the network is asked about one place of a frame, and what it answers, for each side.
 
     ``track`` is whose crop it is; None for what the detector has found, and for ``path_of``'s crop where its path from
     before an entanglement leads (`Track.path_box`).
@@ -59,7 +59,7 @@ class View:
     box: NDArray[np.float64]
     sides: tuple[Side, ...]
     track: Track | None
-    answers: dict[Side, HandMesh] = field(default_factory=dict)
+    answers: dict[Side, Sighting] = field(default_factory=dict)
     path_of: Track | None = None
 
     @property
@@ -79,8 +79,8 @@ class View:
         return settled * for_side(self.owner.side, right_evidence(self.side_scores))
 
     @property
-    def best(self) -> HandMesh:
-        """The mesh of the track's side, or of the side that the evidence is for."""
+    def best(self) -> Sighting:
+        """The answer for the track's side, or for the side that the evidence is for."""
         if self.track is not None and self.track.side in self.answers:
             return self.answers[self.track.side]
         if len(self.answers) == 1:
@@ -177,8 +177,8 @@ def recall(views: Sequence[View], lost: Sequence[Track]) -> None:
             views[i].track = lost[j]
 
 
-def is_same_hand(a: HandMesh, b: HandMesh, nearer_than: float = SAME_HAND_DISTANCE) -> bool:
-    """Whether the keypoints of two meshes lie nearer to each other, in the mean, than a share of the larger's size."""
+def is_same_hand(a: Sighting, b: Sighting, nearer_than: float = SAME_HAND_DISTANCE) -> bool:
+    """Whether the keypoints of two hands lie nearer to each other, in the mean, than a share of the larger's size."""
     apart = np.linalg.norm(a.joints_2d - b.joints_2d, axis=-1).mean()
     size = max(middle_and_size(hand.joints_2d)[1] for hand in (a, b))
     return bool(apart < nearer_than * size)

@@ -36,37 +36,45 @@ def solve_translation(
     joints = np.asarray(joints, np.float64)
     rays = camera.rays(joints_2d)[..., :2]  # (N, 21, 2)
     focal = np.array([camera.fx, camera.fy])
-    translation = np.array([_solve_one(*hand, focal, steps) for hand in zip(joints, rays, strict=True)]).reshape(-1, 3)
+    solved = [_solve_one(*hand, focal, steps) for hand in zip(joints, rays, strict=True)]
+    translation = np.array([place for place, _ in solved]).reshape(-1, 3)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
-    lost = ~(np.isfinite(translation).all(axis=-1) & (nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M))
-    lost |= _fits_like_a_point(joints + translation[:, None], rays)
+    lost = ~((nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M) & [fits for _, fits in solved])
     if lost.any():
         _log.debug("%d of %d hands are placed by their size: their keypoints fit no perspective", lost.sum(), len(lost))
         translation[lost] = _translation_by_size(joints[lost], rays[lost])
     return translation
 
 
-def _solve_one(joints: NDArray, rays: NDArray, focal: NDArray, steps: int) -> tuple[float, float, float]:
-    """The translation of one hand from joints (21, 3) and rays (21, 2); one by one, in plain floats, is the faster."""
-    depths = joints[:, 2]
-    b = rays * depths[:, None] - joints[:, :2]
+def _solve_one(joints: NDArray, rays: NDArray, focal: NDArray, steps: int) -> tuple[tuple[float, float, float], bool]:
+    """The translation of one hand from joints (21, 3) and rays (21, 2); one by one, in plain floats, is the faster.
+
+    Also whether at least half of the joints are seen nearer to their rays than the rays' middle is. Linear equations
+    draw a hand that fits badly towards the camera, where it would fill the picture.
+    """
+    depths, u_v = joints[:, 2], rays.T
+    b = u_v * depths - joints[:, :2].T
     # A keypoint's part in the normal equations is its weight times these.
     moments = np.empty((7, len(joints)))
     moments[0] = 1.0
-    moments[1:3] = rays.T
-    moments[3] = (rays * rays).sum(-1)
-    moments[4:6] = b.T
-    moments[6] = (rays * b).sum(-1)
-    tx, ty, tz = _weighted_solve(moments, moments[0])
-    for _ in range(steps):
-        depth = np.maximum(depths + tz, MIN_DEPTH_M)
-        errors = (np.array((tx, ty)) - rays * tz - b) * focal
-        nearness = 1.0 / (depth * depth)
-        errors_sq = (errors * errors).sum(-1) * nearness
+    moments[1:3], moments[3] = u_v, np.square(u_v).sum(0)
+    moments[4:6], moments[6] = b, (u_v * b).sum(0)
+    # Times the translation and 1, these are a keypoint's errors in x and y, in pixels where it is at depth 1.
+    misses = np.zeros((2, len(joints), 4))
+    misses[0, :, 0] = misses[1, :, 1] = 1.0
+    misses[..., 2], misses[..., 3] = -u_v, -b
+    misses *= focal[:, None, None]
+    place, median_sq = _weighted_solve(moments, moments[0]), 0.0
+    for step in range(steps + 1):
+        depth = np.maximum(depths + place[2], MIN_DEPTH_M)
+        x, y = (misses @ (*place, 1.0)) / depth
+        errors_sq = x * x + y * y
         median_sq = np.partition(errors_sq, 10)[10]  # of 21; np.median takes ten times as long
-        usual_sq = max(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
-        tx, ty, tz = _weighted_solve(moments, nearness / (1.0 + errors_sq / usual_sq))
-    return tx, ty, tz
+        if step < steps:
+            usual_sq = max(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
+            place = _weighted_solve(moments, 1.0 / (depth * depth * (1.0 + errors_sq / usual_sq)))
+    spread_sq = (focal * focal) @ u_v.var(1)
+    return place, bool(median_sq <= spread_sq)
 
 
 def _weighted_solve(moments: NDArray, weights: NDArray) -> tuple[float, float, float]:
@@ -81,17 +89,6 @@ def _weighted_solve(moments: NDArray, weights: NDArray) -> tuple[float, float, f
     spread = u_v - (u * u + v * v) / w + 1e-12 * (2.0 * w + u_v)
     z = ((u * x + v * y) / w - r) / spread
     return (x + u * z) / w, (y + v * z) / w, z
-
-
-def _fits_like_a_point(joints: NDArray, rays: NDArray) -> NDArray[np.bool_]:
-    """(N,) whether half of the joints (N, 21, 3) are seen farther from their rays (N, 21, 2) than the rays' middle is.
-
-    Linear equations draw a hand that fits badly towards the camera, where it would fill the picture.
-    """
-    seen = joints[..., :2] / np.maximum(joints[..., 2:], MIN_DEPTH_M)
-    off_sq = np.square(seen - rays).sum(-1)
-    spread_sq = np.square(rays - rays.mean(-2, keepdims=True)).sum(-1).mean(-1)
-    return np.partition(off_sq, 10)[:, 10] > spread_sq
 
 
 def _translation_by_size(joints: NDArray, rays: NDArray) -> NDArray[np.float64]:

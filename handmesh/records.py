@@ -76,7 +76,9 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
 def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, name: str) -> NDArray[Any]:
     """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``."""
     array = np.asarray(value, dtype).view()
-    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
+    if array.shape != shape and (
+        array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    ):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} must have shape ({wanted}) but has {array.shape}")
     if not np.isfinite(array).all():
@@ -273,6 +275,26 @@ class PosedHand:
             joints=self.joints @ rotation.T.astype(self.joints.dtype),
             faces=self.faces,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """A hand as the network sees it in a frame, not yet placed in the camera.
+
+    ``posed`` is in camera axes and of ``side``'s model, ``joints_2d`` (21, 2) px of the frame; the scores are those of
+    `HandMesh`.
+    """
+
+    side: Side
+    posed: PosedHand
+    joints_2d: NDArray[np.float64]
+    score: float
+    side_score: float
+
+    @cached_property
+    def box(self) -> NDArray[np.float64]:
+        """(4,) x1, y1, x2, y2 px: tight box of ``joints_2d``."""
+        return box_of_keypoints(self.joints_2d)
 
 
 def mirror_rotations(rotations: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from handmesh.handedness import CERTAIN, SURE, SideBelief, for_side, right_evidence
 from handmesh.placement import project_joints
-from handmesh.records import Camera, HandMesh, Side, box_middle_half, box_of_keypoints, other_side
+from handmesh.records import Camera, HandMesh, Side, Sighting, box_middle_half, box_of_keypoints, other_side
 from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFilter
 
 DRIFT_GAIN = 0.4
@@ -50,13 +50,14 @@ SPEED_OF_SIZES = 6.0
 class Track:
     """A hand that is followed. Places in the picture are pixels; ``center`` and ``size`` make the next crop's box.
 
-    ``alone`` is center, size and drift of its path from when it was last seen with no other hand in its crop.
+    ``shown`` is its mesh as last given out. ``alone`` is center, size and drift of its path from when it was last seen
+    with no other hand in its crop.
     """
 
     id: int
     belief: SideBelief
-    hand: HandMesh
     smoothing: Smoothing
+    shown: HandMesh | None = None
     center: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     size: float = 0.0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
@@ -78,6 +79,12 @@ class Track:
     @property
     def side(self) -> Side:
         return self.belief.side
+
+    @property
+    def hand(self) -> HandMesh:
+        """The mesh of a track that has been given out."""
+        assert self.shown is not None
+        return self.shown
 
     @property
     def is_doubtful(self) -> bool:
@@ -144,19 +151,19 @@ class Track:
             track.against, track.entangled_s, track.alone = 0, math.inf, None
             track.forget_motion()
 
-    def strangeness(self, hand: HandMesh, right_log_odds: float) -> float:
+    def strangeness(self, hand: Sighting, right_log_odds: float) -> float:
         """How little a hand next to another fits this track: `surprise`, and being of the other side."""
         fits = for_side(self.side, right_log_odds) / CERTAIN
         return self.surprise(hand) - SIDE_TELLS * fits * min(1.0, abs(self.belief.right) / SURE)
 
-    def surprise(self, hand: HandMesh) -> float:
+    def surprise(self, hand: Sighting) -> float:
         """How far a hand stands from where this one is expected, in sizes, with the difference in size."""
         center, size = middle_and_size(hand.joints_2d)
         return float(np.linalg.norm(center - self.center)) / self.size + abs(math.log(size / self.size))
 
-    def see(self, hand: HandMesh, trust: float) -> None:
-        """Note where the hand was found; ``trust`` (0 to 1) is small where another hand is in the way."""
-        center, size = middle_and_size(project_joints(hand.joints, hand.translation, hand.camera))
+    def see(self, joints_2d: NDArray[np.floating], trust: float) -> None:
+        """Note where the hand's joints (21, 2) were found; ``trust`` (0 to 1) is small where another is in the way."""
+        center, size = middle_and_size(joints_2d)
         if self.size > 0.0 and self._since_s > 0.0 and self.missed_s < LOST_COASTS_S:
             speed = (center - self._seen_at) / self._since_s
             self.drift = self.drift + DRIFT_GAIN * trust * (speed - self.drift)
@@ -187,7 +194,7 @@ class Track:
         self.missed += 1
         self.missed_s += 0.0 if math.isinf(dt_s) else dt_s
         self.hidden = hidden
-        self.hand = replace(self.hand, score=min(score, self.hand.score))
+        self.shown = replace(self.hand, score=min(score, self.hand.score))
 
     def carry_on(self, camera: Camera, dt_s: float) -> None:
         """Move the mesh of a hand out of sight along its path."""
@@ -195,11 +202,11 @@ class Track:
         moved = self.hand.translation + self.velocity * dt_s
         moved[2] = max(moved[2], 0.5 * float(self.hand.translation[2]))
         joints_2d = project_joints(self.hand.joints, moved, camera)
-        self.hand = replace(
+        self.shown = replace(
             self.hand, translation=moved, joints_2d=joints_2d, box=box_of_keypoints(joints_2d), camera=camera
         )
 
-    def likeness(self, hand: HandMesh, right_evidence: float) -> float:
+    def likeness(self, hand: Sighting, right_evidence: float) -> float:
         """How much a hand newly found looks like this one coming back: side, place and size; above -1 it may be."""
         center, size = middle_and_size(hand.joints_2d)
         side = for_side(self.side, right_evidence) / CERTAIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -27,9 +27,9 @@ from handmesh.identity import (
     trust,
     undo_exchange,
 )
-from handmesh.placement import solve_translation
-from handmesh.records import Camera, Detection, HandMesh, Side, check_frame, given_betas
-from handmesh.smoothing import Smoothing, rotvec_to_rotmat
+from handmesh.placement import project_joints, solve_translation
+from handmesh.records import Camera, Detection, HandMesh, PosedHand, Side, Sighting, check_frame, given_betas
+from handmesh.smoothing import Smoothing
 from handmesh.track import Track
 
 _log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class _Step:
     def sides(self) -> list[Side]:
         return [side for view in self.views for side in view.sides]
 
-    def answer(self, hands: Sequence[HandMesh]) -> None:
-        """Give the meshes that the network found to the views that asked for them."""
+    def answer(self, hands: Sequence[Sighting]) -> None:
+        """Give what the network saw to the views that asked for it."""
         answers = iter(hands)
         for view in self.views:
             view.answers = {side: next(answers) for side in view.sides}
@@ -202,7 +202,7 @@ class HandTracker:
         views += [View(box, _both(track.side), None, path_of=track) for track, box in self._drawn_away(frame)]
         return _Step(frame, views, camera, dt_s)
 
-    def _advance(self, step: _Step, hands: Sequence[HandMesh]) -> list[HandMesh]:
+    def _advance(self, step: _Step, hands: Sequence[Sighting]) -> list[HandMesh]:
         """Go on to the next frame with what the network has answered."""
         step.answer(hands)
         seen = self._follow([view for view in step.views if view.track is not None], step.dt_s)
@@ -334,7 +334,7 @@ class HandTracker:
         for view in found:
             if view.track is None:
                 belief = SideBelief(view.side_scores, self.flip_after)
-                view.track = Track(self._next_id, belief, view.best, self.smoothing or Smoothing())
+                view.track = Track(self._next_id, belief, self.smoothing or Smoothing())
                 self._next_id += 1
                 self._tracks.append(view.track)
                 belief.decide(self._partner(view.track))
@@ -382,50 +382,61 @@ class HandTracker:
 
     def _give_out(self, seen: Sequence[View], camera: Camera, dt_s: float) -> None:
         """Set every track's mesh to give out, and the crop of its next frame."""
-        trusts = [trust(view, seen, self._lost) for view in seen]
-        nearest = min((view.best.translation[2] for view in seen), default=0.0)
-        for view, hand, how_far in zip(seen, self._smooth(seen, trusts, camera), trusts, strict=True):
-            track = view.owner
-            if not math.isinf(dt_s) and track.hand.track_id is not None and not track.missed:
-                track.velocity = (hand.translation - track.hand.translation.astype(np.float64)) / dt_s
-            track.hand = hand
-            # The nearest hand is seen whole even where another one is in its crop.
-            track.see(view.best, 1.0 if view.best.translation[2] <= nearest else how_far)
-            track.note_path(view.side_scores, how_far)
+        if seen:
+            self._show(seen, camera, dt_s)
         for track in self._lost:
             track.carry_on(camera, dt_s)
 
-    def _smooth(self, seen: Sequence[View], trusts: Sequence[float], camera: Camera) -> list[HandMesh]:
-        """The meshes with their tracks' numbers, filtered, of settled shape, and posed again."""
-        tracks, hands = [view.owner for view in seen], [view.best for view in seen]
+    def _show(self, seen: Sequence[View], camera: Camera, dt_s: float) -> None:
+        """Pose and place the hands that are seen, and tell their tracks."""
         smoothing, given = self.smoothing, self._betas  # read once, as another thread may set them meanwhile
-        if smoothing is None and given is None:
-            return [replace(hand, track_id=track.id) for track, hand in zip(tracks, hands, strict=True)]
-        if not seen:
-            return []
         time_s = self._time_s
         assert time_s is not None
-        rotvecs = np.stack([np.concatenate([hand.global_orient[None], hand.hand_pose]) for hand in hands])
-        rotations = rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3)
+        trusts = [trust(view, seen, self._lost) for view in seen]
+        sightings = [view.best for view in seen]
+        as_seen = smoothing is None and given is None
+        posed = [one.posed for one in sightings] if as_seen else self._steadied(seen, trusts, smoothing, given)
+        joints, keypoints = np.stack([hand.joints for hand in posed]), np.stack([one.joints_2d for one in sightings])
+        places = solve_translation(joints, keypoints, camera)
+        nearest = places[:, 2].min()
+        for view, one, hand, place, how_far in zip(seen, sightings, posed, places, trusts, strict=True):
+            track = view.owner
+            shown_at = place if smoothing is None else _smooth_place(track, place, time_s)
+            if not math.isinf(dt_s) and track.shown is not None and not track.missed:
+                track.velocity = (shown_at - track.shown.translation.astype(np.float64)) / dt_s
+            track.shown = build_hand(
+                hand,
+                one.side,
+                shown_at,
+                camera,
+                one.score,
+                one.side_score,
+                joints_2d=one.joints_2d if as_seen else None,
+                track_id=track.id,
+            )
+            # The nearest hand is seen whole even where another one is in its crop.
+            track.see(project_joints(hand.joints, place, camera), 1.0 if place[2] <= nearest else how_far)
+            track.note_path(view.side_scores, how_far)
+
+    def _steadied(
+        self, seen: Sequence[View], trusts: Sequence[float], smoothing: Smoothing | None, given: NDArray | None
+    ) -> list[PosedHand]:
+        """The hands with filtered rotations and the settled or given shape, posed again."""
+        time_s = self._time_s
+        assert time_s is not None
+        tracks, hands = [view.owner for view in seen], [view.best for view in seen]
+        rotations = [hand.posed.rotations for hand in hands]
         if smoothing is not None:
             for track in tracks:
                 track.filter_by(smoothing)
             turned = zip(tracks, rotations, strict=True)
-            rotations = np.stack([track.rotation_filter(raw, time_s) for track, raw in turned])
+            rotations = [track.rotation_filter(raw, time_s) for track, raw in turned]
         shapes = [
-            track.shape(hand.betas, hand.score * (0.05 + how_far))
+            track.shape(hand.posed.betas, hand.score * (0.05 + how_far))
             for track, hand, how_far in zip(tracks, hands, trusts, strict=True)
         ]
         betas = np.stack(shapes if given is None else [given] * len(seen))
-        posed = self._estimator.pose(rotations, betas, [hand.side for hand in hands])
-        keypoints = np.stack([hand.joints_2d for hand in hands])
-        places = solve_translation(np.stack([hand.joints for hand in posed]), keypoints, camera)
-        if smoothing is not None:
-            places = [_smooth_place(track, place, time_s) for track, place in zip(tracks, places, strict=True)]
-        return [
-            build_hand(shape, raw.side, place, camera, raw.score, raw.side_score, track_id=track.id)
-            for track, raw, shape, place in zip(tracks, hands, posed, places, strict=True)
-        ]
+        return self._estimator.pose(np.stack(rotations), betas, [hand.side for hand in hands])
 
 
 def track_together(
@@ -447,7 +458,7 @@ def track_together(
     steps = [tracker._prepare(frame, time_s, camera) for tracker, frame, time_s, camera in given]
     if not steps:
         return []
-    answers = trackers[0]._estimator.batch(
+    answers = trackers[0]._estimator.sightings(
         [s.frame for s in steps], [s.boxes for s in steps], [s.sides for s in steps], [s.camera for s in steps]
     )
     return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]

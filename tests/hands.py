@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import trimesh
 
-from handmesh.records import Camera, HandMesh, Side, box_of_points
+from handmesh.records import Camera, HandMesh, PosedHand, Side, Sighting, box_of_points
+from handmesh.smoothing import rotvec_to_rotmat
 
 CAMERA = Camera(500.0, 500.0, 319.5, 239.5, 640, 480)
 
@@ -40,3 +41,10 @@ def sphere_hand(
         side_score=0.875,
         track_id=track_id,
     )
+
+
+def sighting(hand: HandMesh) -> Sighting:
+    """What an estimator has seen where its answer was `hand`."""
+    rotations = rotvec_to_rotmat(np.concatenate([hand.global_orient[None], hand.hand_pose]))
+    posed = PosedHand(rotations, hand.betas, hand.vertices, hand.joints, hand.faces)
+    return Sighting(hand.side, posed, hand.joints_2d.astype(float), hand.score, hand.side_score)

@@ -111,11 +111,11 @@ def test_a_replayed_clip_is_tracked_as_it_was_and_costs_one_run(estimator, dim_f
     plain = series_of_hands(track_clip(estimator, clip, None, None))
     replay = Replay(estimator)
     runs = []
-    batch = estimator.batch
+    sightings = estimator.sightings
     replay._estimator = type(
         "Counted",
         (),
-        {"batch": lambda self, *a: runs.append(1) or batch(*a), "detect": lambda self, f: estimator.detect(f)},
+        {"sightings": lambda self, *a: runs.append(1) or sightings(*a), "detect": lambda self, f: estimator.detect(f)},
     )()
     first = series_of_hands(track_clip(replay, clip, None, None))
     count = len(runs)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import graphs
 import numpy as np
 import pytest
+from hands import sighting
 
 from handmesh.records import Camera, Detection, HandMesh
-from handmesh.smoothing import OneEuro, Smoothing, rotvec_to_rotmat
+from handmesh.smoothing import OneEuro, Smoothing
 from handmesh.tracker import HandTracker, track_together
 
 FPS = 30.0
@@ -303,10 +304,10 @@ class ScriptedEstimator:
     def detect(self, frame):
         return self.found
 
-    def batch(self, frames, boxes, sides, cameras):
+    def sightings(self, frames, boxes, sides, cameras):
         (boxes,), (sides,) = boxes, sides
         self.seen = [self.see(box, side or "right") for box, side in zip(boxes, sides, strict=True)]
-        return [self.seen]
+        return [[sighting(hand) for hand in self.seen]]
 
     def hand_at(self, box, side, score=0.9, side_score=0.9) -> HandMesh:
         """The pattern hand, moved to stand in the middle of a box."""
@@ -546,11 +547,11 @@ def test_one_frame_has_one_shape_while_another_thread_takes_it_back(make_video, 
     video = make_video(max_hands=1, smoothing=None)
     video.tracker.betas = np.full(10, 0.5)
 
-    def meanwhile(rotvecs):
+    def meanwhile(mean, betas, weight):
         video.tracker.betas = None
-        return rotvec_to_rotmat(rotvecs)
+        return betas
 
-    monkeypatch.setattr("handmesh.tracker.rotvec_to_rotmat", meanwhile)
+    monkeypatch.setattr("handmesh.track.SettlingMean.__call__", meanwhile)
     (hand,) = video.show(RIGHT)
     np.testing.assert_array_equal(hand.betas, np.full(10, 0.5, np.float32))
     (hand,) = video.show(RIGHT)

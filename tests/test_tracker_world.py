@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import graphs
 import numpy as np
 import pytest
+from hands import sighting
 
 from handmesh.records import Detection, HandMesh, Side, box_iou, other_side
 from handmesh.tracker import HandTracker
@@ -59,10 +60,10 @@ class World:
         noisy = [(actor, box + self.rng.normal(0, 4, 4)) for actor, box in self.boxes()]
         return [Detection(box, self.rng.choice(["left", "right"]), 0.9) for _, box in noisy]
 
-    def batch(self, frames, boxes, sides, cameras):
+    def sightings(self, frames, boxes, sides, cameras):
         (boxes,), (sides,) = boxes, sides
         self.runs += len(boxes)
-        return [[self.answer(np.asarray(box), side) for box, side in zip(boxes, sides, strict=True)]]
+        return [[sighting(self.answer(np.asarray(box), side)) for box, side in zip(boxes, sides, strict=True)]]
 
     def answer(self, box: np.ndarray, side: Side) -> HandMesh:
         middle, size = 0.5 * (box[:2] + box[2:]), box[2] - box[0]
