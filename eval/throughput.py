@@ -25,6 +25,7 @@ from handmesh import HandMeshEstimator, HandTracker
 from handmesh.bulk.job import Engine, run_job
 from handmesh.bulk.worker import Task
 from handmesh.evaluation.report import write_result
+from handmesh.runtime import usable_cores
 from handmesh.video import VideoWriter, open_source, read_picture, write_picture
 
 Files = Sequence[str]
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=240)
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--frames", type=int, default=60, help="of each video")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray", action="store_true", help="time a Ray cluster on this machine too")
     parser.add_argument("--out", type=Path, required=True, help="result file, .json")

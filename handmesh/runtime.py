@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -131,8 +132,22 @@ def default_threads() -> int:
 
 
 def usable_cores() -> int:
-    """The processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processor's cores that this process may use, within the quota of its container, if there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _container_quota() or cores)
+
+
+def _container_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The cores' worth of time, rounded up, that Linux's control groups of either version allow; None for any."""
+    version_1 = root / "cpu" / "cpu.cfs_quota_us", root / "cpu" / "cpu.cfs_period_us"
+    for files in ((root / "cpu.max",), version_1):
+        try:
+            quota, period = (int(word) for file in files for word in file.read_text().split())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return math.ceil(quota / period)
+    return None
 
 
 def _twin(name_or_path: str | Path, runtime: Runtime, precision: Precision | None, device: str) -> str | Path:

@@ -9,7 +9,7 @@ import graphs
 import numpy as np
 import pytest
 
-from handmesh.runtime import MAX_THREADS, default_threads, load_graph
+from handmesh.runtime import MAX_THREADS, _container_quota, default_threads, load_graph
 
 RUNTIME_TOLERANCE = 1e-5  # float32 sums of 4096 pixels in another order
 
@@ -145,9 +145,31 @@ def test_int8_twins_serve_the_processor_unless_another_precision_is_wanted(tmp_p
 
 
 def test_a_run_uses_at_most_the_cores_of_this_process_and_four(monkeypatch):
+    monkeypatch.setattr("handmesh.runtime._container_quota", lambda: None)
     for cores, expected in ((1, 1), (3, 3), (64, MAX_THREADS)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         assert default_threads() == expected
+    monkeypatch.setattr("handmesh.runtime._container_quota", lambda: 2)
+    assert default_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "gibberish"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota_is_read_in_either_version(tmp_path, files, cores):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert _container_quota(tmp_path) == cores
 
 
 def test_missing_number_in_the_description_is_named(tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.sample import HandSample, Target
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
-from handmesh.runtime import Graph
+from handmesh.runtime import Graph, usable_cores
 
 NOISE = ("gaussian_noise", "shot_noise", "impulse_noise")
 BLUR = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
@@ -107,7 +106,7 @@ def make_crops(hands: TestHands, folder: Path, *, workers: int | None = None, pr
     done = len(hands.rows) - len(jobs)
     if not jobs:
         return
-    count = min(workers or os.cpu_count() or 1, len(jobs))
+    count = min(workers or usable_cores(), len(jobs))
     if count == 1:
         for job in jobs:
             _corrupt_hand(job)

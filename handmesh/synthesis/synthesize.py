@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from handmesh.assets import HAND_MODEL
+from handmesh.runtime import usable_cores
 from handmesh.synthesis.tables import write_arrays, write_json, write_tables
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _prepare(job: Job) -> None:
 @contextmanager
 def _processes(job: Job, workers: int | None) -> Iterator[Callable[[Callable[[int], int], list[int]], Iterator[int]]]:
     """Yields run(function, indices), an unordered map over single-threaded worker processes."""
-    count = workers or os.cpu_count() or 1
+    count = workers or usable_cores()
     if count == 1:
         _start_worker(job)
         yield lambda function, indices: (function(i) for i in indices)
