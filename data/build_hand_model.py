@@ -25,6 +25,7 @@ from pose_correctives import Skin, fit_posedirs, flesh_kept
 
 from handmesh.assets import HAND_MODEL, HandModelArrays, save_hand_model
 from handmesh.atomic import written_whole
+from handmesh.mistakes import in_one_line
 from handmesh.skeleton import FINGERS, MANO_JOINTS, MANO_PARENTS
 
 Array = NDArray[np.float64]
@@ -557,4 +558,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from handmesh.assets import HandModelArrays, load_hand_model
+from handmesh.mistakes import in_one_line
 from handmesh.model.hand_model import HandModel
 from handmesh.normals import vertex_normals
 from handmesh.raster import EMPTY, TONES, rasterise
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from handmesh.server.wire import HandFrame, decode
 from handmesh.skeleton import FINGERTIPS, KEYPOINTS
-from handmesh.video import CameraLostError, open_source
+from handmesh.video import open_source
 
 TIPS = [KEYPOINTS.index(name) for name in FINGERTIPS]
 
@@ -33,7 +33,7 @@ def main() -> None:
             talk(options)
     except ConnectionRefusedError:
         raise SystemExit(f"error: nobody answers at {options.url}: start `handmesh serve`, or name its --url") from None
-    except (OSError, ValueError, CameraLostError, WebSocketException) as error:
+    except (OSError, ValueError, WebSocketException) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from handmesh.mistakes import in_one_line
 from handmesh.training.ablation_report import MEASURES, write_report
 from handmesh.training.ablations import ABLATIONS, Protocol, run_arm
 from handmesh.training.cpu_ops import reuse_freed_memory
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

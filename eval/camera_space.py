@@ -15,6 +15,7 @@ from pathlib import Path
 from handmesh.evaluation.camera_space import measure_camera_space
 from handmesh.evaluation.remember import remembering_estimator
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 
 
 def main() -> None:
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

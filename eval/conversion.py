@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.model.hand_model import HandModel
 from handmesh.model.rotations import rotvec_to_rotmat
 from handmesh.synthesis.hand_fitting import HandFit, fit_hands
@@ -90,4 +91,4 @@ def row(there: HandFit, back: HandFit, joints: np.ndarray, vertices: np.ndarray)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

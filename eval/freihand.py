@@ -33,6 +33,7 @@ from handmesh.evaluation.freihand_predict import (
 )
 from handmesh.evaluation.freihand_score import TABLE_HEAD, Scores, read_truth, score, score_files, summary, table_row
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.runtime import Precision, Runtime
 
 
@@ -148,4 +149,4 @@ def _report(name: str, scores: Scores) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(in_one_line(main))

@@ -4,6 +4,7 @@ python eval/glass.py --out eval/results/glass.json
 """
 
 from handmesh.evaluation.glass import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

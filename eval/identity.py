@@ -13,6 +13,7 @@ from pathlib import Path
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.report import write_result
 from handmesh.evaluation.tracking import NEAR, SEEN, measure_identity
+from handmesh.mistakes import in_one_line
 
 
 def main() -> None:
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -4,6 +4,7 @@ python eval/input_size.py --data runs/synth --out eval/results/input_size.json
 """
 
 from handmesh.evaluation.input_size import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -5,6 +5,7 @@ python eval/int8_nncf.py --data runs/synth --out eval/results/int8_nncf.json
 """
 
 from handmesh.evaluation.int8_nncf import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

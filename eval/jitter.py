@@ -20,6 +20,7 @@ import numpy as np
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.jitter import MOVING, STILL, WINDOW, compare
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.video import VideoFileSource, open_source
 
 SHOWN = ("single_frames", "tracked_unsmoothed", "tracked_1", "peer_frames", "peer", "peer_at_our_lag")
@@ -78,4 +79,4 @@ def mediapipe(python: Path, video: Path, frames: int) -> Callable[[bool], list[l
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

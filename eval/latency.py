@@ -5,6 +5,7 @@ python eval/latency.py --mediapipe-python peer/bin/python --backbones runs/backb
 """
 
 from handmesh.evaluation.latency import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

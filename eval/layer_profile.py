@@ -4,6 +4,7 @@ python eval/layer_profile.py --out eval/results/layer_profile.json
 """
 
 from handmesh.evaluation.layer_profile import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from handmesh.atomic import written_whole
+from handmesh.mistakes import in_one_line
 
 SHOWN = {
     "synthetic_pa_mpjpe_mm": ("synthetic", "pa_mpjpe_mm"),
@@ -80,4 +81,4 @@ def _draw(rows: list[dict[str, str]]) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.model.backbone import VARIANTS
 from handmesh.model.deploy import fold
 from handmesh.model.head import HEADS
@@ -56,4 +57,4 @@ def macs(network: HandRegressor, size: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from handmesh.evaluation.page import soak
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 
 
 def main() -> None:
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -5,6 +5,7 @@ python eval/paper_speed.py mixing --out eval/results/paper_speed.json     # one 
 """
 
 from handmesh.evaluation.paper_speed import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

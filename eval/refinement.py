@@ -14,6 +14,7 @@ from pathlib import Path
 from handmesh.evaluation.refinement import measure_refinement, photographed_hands, rendered_hands
 from handmesh.evaluation.remember import remembering_estimator
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 
 
 def main() -> None:
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -30,6 +30,7 @@ from handmesh.evaluation.robustness import (
     spread_rows,
 )
 from handmesh.evaluation.synthetic import measure_rendered
+from handmesh.mistakes import in_one_line
 from handmesh.runtime import load_graph
 
 REFERENCE = Path(__file__).parent / "results" / "robustness_reference.json"
@@ -151,4 +152,4 @@ def table(facts: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -4,6 +4,7 @@ python eval/soak.py --out eval/results/soak.json
 """
 
 from handmesh.evaluation.soak import main
+from handmesh.mistakes import in_one_line
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -29,6 +29,7 @@ from handmesh.evaluation.stereo import (
     read_view,
     trusted_labels,
 )
+from handmesh.mistakes import in_one_line
 from handmesh.video import open_source
 
 
@@ -98,4 +99,4 @@ def read_labels(files: list[Path], frames: int) -> tuple[np.ndarray, tuple, tupl
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

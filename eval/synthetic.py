@@ -13,6 +13,7 @@ from tqdm import tqdm
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.report import write_result
 from handmesh.evaluation.synthetic import measure_rendered
+from handmesh.mistakes import in_one_line
 
 
 def main() -> None:
@@ -44,4 +45,4 @@ def _line(row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

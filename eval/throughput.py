@@ -25,6 +25,7 @@ from handmesh import HandMeshEstimator, HandTracker
 from handmesh.bulk.job import Engine, run_job
 from handmesh.bulk.worker import Task
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.runtime import usable_cores
 from handmesh.video import VideoWriter, open_source, read_picture, write_picture
 
@@ -140,4 +141,4 @@ def summary(frames: int, times: list[float], starts: list[float], plain: list[fl
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -15,6 +15,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handmesh.mistakes import in_one_line, is_ours
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _forward(module, purpose, arguments[len(words) :])
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
-    return _report_errors(lambda: run(options))
+    return in_one_line(lambda: run(options))
 
 
 def image_main(argv: Sequence[str] | None = None, pictures: Sequence[Path] = ()) -> int:
@@ -59,7 +61,7 @@ def image_main(argv: Sequence[str] | None = None, pictures: Sequence[Path] = ())
     parser = argparse.ArgumentParser(description="Draw the hands of pictures.")
     _add_image_options(parser, pictures)
     options = parser.parse_args(argv)
-    return _report_errors(lambda: _image(options))
+    return in_one_line(lambda: _image(options))
 
 
 def video_main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +69,7 @@ def video_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the hands of a video.")
     _add_video_options(parser)
     options = parser.parse_args(argv)
-    return _report_errors(lambda: _video(options))
+    return in_one_line(lambda: _video(options))
 
 
 def webcam_main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +77,7 @@ def webcam_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw hands live.")
     _add_webcam_options(parser)
     options = parser.parse_args(argv)
-    return _report_errors(lambda: _webcam(options))
+    return in_one_line(lambda: _webcam(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,39 +287,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _report_errors(run: Callable[[], int]) -> int:
-    """Users' mistakes and missing things as one line; our own mistakes keep their traceback."""
-    from handmesh.video import CameraLostError
-
-    try:
-        return run()
-    except (OSError, ValueError, CameraLostError, ModuleNotFoundError) as error:
-        if isinstance(error, ModuleNotFoundError) and _is_ours(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-
-
 def _forward(module: str, purpose: str, arguments: Sequence[str]) -> int:
     def run() -> int:
         try:
             return import_module(module).main(list(arguments)) or 0
         except ModuleNotFoundError as error:
-            if not str(error).startswith("No module named") or _is_ours(error):
+            if not str(error).startswith("No module named") or is_ours(error):
                 raise
             raise ModuleNotFoundError(
                 f"to {purpose}, install the train extra: pip install 'handmesh[train]' ({error.name} is missing)"
             ) from error
 
-    return _report_errors(run)
-
-
-def _is_ours(error: ModuleNotFoundError) -> bool:
-    """Whether it is a part of handmesh that is missing, and not a package that a user could install."""
-    return error.name is not None and error.name.split(".")[0] == "handmesh"
+    return in_one_line(run)
 
 
 def _estimator(options: argparse.Namespace) -> HandMeshEstimator:
@@ -578,7 +559,7 @@ def _serve(options: argparse.Namespace) -> int:
         from handmesh.server.engine import Engine
         from handmesh.server.serve import Certificate, bind, page_url, run
     except ModuleNotFoundError as error:
-        if _is_ours(error):
+        if is_ours(error):
             raise
         raise ModuleNotFoundError(
             f"to serve, install the web extra: pip install 'handmesh[web]' ({error.name} is missing)"

@@ -37,7 +37,7 @@ PICTURES_PER_SECOND = 1.0
 _UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
 
 
-class CameraLostError(RuntimeError):
+class CameraLostError(OSError):
     """A camera stopped delivering frames."""
 
 

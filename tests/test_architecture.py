@@ -20,6 +20,7 @@ LAYERS = {
     "skeleton": 0,
     "mano_pickle": 0,
     "atomic": 0,
+    "mistakes": 0,
     "records": 1,
     "crop": 1,
     "alignment": 1,

@@ -28,6 +28,7 @@ from handmesh.datasets.detection import (
 from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand
 from handmesh.detector import THRESHOLD, HandDetector
 from handmesh.evaluation.report import write_result
+from handmesh.mistakes import in_one_line
 from handmesh.records import Detection, box_iou
 from handmesh.runtime import load_graph
 
@@ -279,4 +280,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(in_one_line(main))

@@ -20,7 +20,7 @@ from handmesh.server.osc import OscSender
 from handmesh.server.stream import Limits, StreamOptions, converse, packed, say_error, send
 from handmesh.server.wire import HandFrame
 from handmesh.tracker import HandTracker
-from handmesh.video import CameraLostError, Frame, FrameSource
+from handmesh.video import Frame, FrameSource
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class ServerSource:
                     self._play_once(source, stop)
                     if not source.live:
                         stop.wait(1 / source.fps)  # the last frame's own time
-            except (CameraLostError, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 _log.warning("%s", error)
                 self._tell(str(error))
                 stop.wait(RETRY_S)

@@ -38,6 +38,7 @@ from handmesh.datasets.detection import (
     plain_folders,
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
+from handmesh.mistakes import in_one_line
 from handmesh.model.deploy import read_graph, register_weights, stored_weights
 from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector, turn
 from handmesh.model.regressor import read_checkpoint
@@ -449,4 +450,4 @@ def publish(network: DetectorNetwork, folder: Path, samples: int) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(in_one_line(main))

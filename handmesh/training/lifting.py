@@ -23,6 +23,7 @@ from handmesh.assets import load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.mistakes import in_one_line
 from handmesh.model.hand_model import HandModel, only_keypoints
 from handmesh.model.head import Lifter, decode_parameters
 from handmesh.model.regressor import wrist_relative_hand
@@ -126,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handmesh.atomic import written_whole
+from handmesh.mistakes import in_one_line
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS, ActivationName, Variant, build_backbone
 from handmesh.model.regressor import read_checkpoint
 from handmesh.training.cpu_kernels import accelerate
@@ -460,4 +461,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(in_one_line(main))
