@@ -92,7 +92,9 @@ def test_documented_options_exist(command):
     """Told by their sources, as opening two dozen scripts takes long: a script's own, or its module's."""
     words = shlex.split(command)
     if "torchrun" in words:
-        words = ["handmesh", *words[words.index("handmesh") + 1 :]]
+        words = ["python", *words[words.index("-m") :]]
+    if words[1:3] == ["-m", "handmesh"]:
+        words = words[2:]
     if words[0] == "handmesh":
         (module,) = {m for known, (m, _) in cli.TRAIN_COMMANDS.items() if tuple(words[1 : 1 + len(known)]) == known}
     elif words[1] == "-m":

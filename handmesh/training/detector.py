@@ -1,6 +1,6 @@
 """Training of the hand detector: composed frames, resumable, and an exported graph at the end.
 
-python -m handmesh.training.detector --data PHOTOS --run FOLDER [--rendered SET] [--minutes 30], or with two processes
+python -m handmesh.training.detector --data PHOTOS --out FOLDER [--rendered SET] [--minutes 30], or with two processes
 torchrun --nproc_per_node 2 -m handmesh.training.detector ...
 """
 
@@ -398,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the hand detector and export it."""
     parser = argparse.ArgumentParser(prog="handmesh.training.detector", description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with hands/, backgrounds/ and people/")
-    parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log; goes on")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and log; goes on")
     parser.add_argument("--rendered", type=Path, nargs="*", default=[], help="rendered sets with alpha")
     parser.add_argument("--init", type=Path, help="network.pt of an earlier run, or a published .onnx, to start from")
     parser.add_argument("--publish", type=Path, help="folder for the graph and its weights.json (default: the run)")
@@ -429,14 +429,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with process_group():
         pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
         network = initial_network(args.init, FrameStream(pictures, config))
-        trainer = DetectorTrainer(config, args.run, pictures, network)
+        trainer = DetectorTrainer(config, args.out, pictures, network)
         if trainer.rank == 0:
-            with written_whole(args.run / "config.txt") as temporary:
+            with written_whole(args.out / "config.txt") as temporary:
                 temporary.write_text(f"{asdict(config)}\n")
         done = trainer.run(minutes=args.minutes, workers=args.workers)
         if trainer.rank == 0:
             logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
-            publish(trainer.best, args.publish or args.run, trainer.step * config.batch_size)
+            publish(trainer.best, args.publish or args.out, trainer.step * config.batch_size)
     return 0
 
 
