@@ -21,7 +21,13 @@ from handmesh.model.deploy import (
     register_weights,
     runtime_parity_mm,
 )
-from handmesh.model.regressor import HandRegressor, NetworkConfig, wrist_relative_hand
+from handmesh.model.regressor import (
+    HandRegressor,
+    NetworkConfig,
+    load_average,
+    save_network,
+    wrist_relative_hand,
+)
 
 FOLD_TOLERANCE_MM = 0.01  # float32 round-off through some sixty layers is a hundredth of it
 RUNTIME_TOLERANCE_MM = 0.05
@@ -125,6 +131,20 @@ def test_an_export_does_not_replace_other_graphs(tmp_path, capsys):
         with pytest.raises(SystemExit):
             deploy.main([str(tmp_path / "ema.pt"), "--name", name, "--folder", str(tmp_path)])
         assert "choose another" in capsys.readouterr().err
+
+
+def test_several_checkpoints_become_their_average(tmp_path):
+    networks = [HandRegressor(NetworkConfig(input_size=64)) for _ in range(2)]
+    paths = [tmp_path / f"{number}.pt" for number in range(2)]
+    for path, network in zip(paths, networks, strict=True):
+        save_network(network, path, seen=5)
+    mean = load_average(paths).state_dict()
+    for key, value in networks[0].state_dict().items():
+        wanted = 0.5 * (value + networks[1].state_dict()[key]) if value.is_floating_point() else value
+        torch.testing.assert_close(mean[key], wanted)
+    save_network(HandRegressor(NetworkConfig(input_size=96)), paths[1])
+    with pytest.raises(ValueError, match="only like networks average"):
+        load_average(paths)
 
 
 def test_registry_keeps_other_entries(tmp_path):

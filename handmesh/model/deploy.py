@@ -34,6 +34,7 @@ from handmesh.model.regressor import (
     HandRegressor,
     NetworkConfig,
     check_hand_model,
+    load_average,
     load_network,
     read_checkpoint,
     wrist_relative_hand,
@@ -339,10 +340,13 @@ def round_to_float16(network: HandRegressor) -> HandRegressor:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `handmesh export`: checkpoint -> folded ONNX files, entered into the folder's weights.json."""
     parser = argparse.ArgumentParser(prog="handmesh export", description=main.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="ema.pt or last.pt of a training run")
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a run's ema.pt; of several, their average"
+    )
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
+    parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last checkpoint's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -352,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
 
     hand_model = None if args.hand_model is None else load_hand_model(args.hand_model)
-    network = load_network(args.checkpoint, hand_model)
+    network = load_average(args.checkpoints, hand_model)
     folded = fold(network)
     size = network.config.input_size
     generator = torch.Generator().manual_seed(0)
@@ -369,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "float16_mm": parity_mm(folded, rounded, crops),
             "onnxruntime_mm": runtime_parity_mm(rounded, hand_file, crops),
         }
-        seen = read_checkpoint(args.checkpoint).get("seen")
+        seen = args.samples or read_checkpoint(args.checkpoints[-1]).get("seen")
         built = network.config
         facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
         facts["samples_seen"] = seen
