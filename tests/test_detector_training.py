@@ -150,16 +150,21 @@ def test_coarse_frames_come_first_and_hands_keep_their_pixels() -> None:
     assert first.width * first.hand_sides[0] == pytest.approx(last.width * last.hand_sides[0])
 
 
-def test_a_published_detector_can_be_trained_on(tmp_path: Path) -> None:
-    """It computes what the file computes: with the stored moments everywhere, with a batch's own on that batch."""
+def _varied_network() -> DetectorNetwork:
     torch.manual_seed(3)
-    original = DetectorNetwork()
-    for module in original.modules():
+    network = DetectorNetwork()
+    for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.2)
-    for head in (original.centre, original.box, original.right, original.palm):
+    for head in (network.centre, network.box, network.right, network.palm):
         torch.nn.init.normal_(head.bias, std=0.2)  # the exporter merges parameters that are alike
+    return network
+
+
+def test_a_published_detector_can_be_trained_on(tmp_path: Path) -> None:
+    """It computes what the file computes: with the stored moments everywhere, with a batch's own on that batch."""
+    original = _varied_network()
     path = export_detector(original.eval(), tmp_path / "detector.onnx", WIDTH, HEIGHT)
     frames = torch.randint(0, 256, (4, HEIGHT, WIDTH, 3), dtype=torch.uint8)
     network = published_network(path, frames)
@@ -168,6 +173,19 @@ def test_a_published_detector_can_be_trained_on(tmp_path: Path) -> None:
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=5e-3, atol=0.2)  # stored in float16
         torch.testing.assert_close(found.centre, expected.centre, rtol=5e-3, atol=0.02)
     torch.testing.assert_close(network.train()(frames).boxes, network.eval()(frames).boxes, rtol=2e-2, atol=0.5)
+
+
+def test_dead_channels_keep_their_scale(tmp_path: Path) -> None:
+    original = _varied_network()
+    stem = original.get_parameter("backbone.conv_stem.weight")
+    with torch.no_grad():
+        stem[0] *= 1e-5
+    path = export_detector(original.eval(), tmp_path / "detector.onnx", WIDTH, HEIGHT)
+    frames = torch.randint(0, 256, (2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    network = published_network(path, frames)
+    largest = max(m.weight.abs().max().item() for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    assert largest < 1e3
+    torch.testing.assert_close(network(frames).boxes, original(frames).boxes, rtol=5e-3, atol=0.2)
 
 
 def test_another_graph_is_no_detector_to_start_from(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 PHOTO_SIDE = 320
 CPU = torch.device("cpu")
 CONVOLUTION_OR_NORM = (nn.Conv2d, nn.BatchNorm2d)
+LEAST_DEVIATION = 1e-3  # of a channel's output that is worth bringing to 1
 CALIBRATION_STEPS = 8  # batches of frames that give a published network its moments back
 SET_WEIGHTS = {
     "subhi_webcam": 0.36,
@@ -360,7 +361,11 @@ def published_network(path: Path, frames: Tensor) -> DetectorNetwork:
 
 
 class _Unfold:
-    """Splits a convolution with a bias into one whose output has variance 1 and the normalisation behind it."""
+    """Splits a convolution with a bias into one whose output has variance 1 and the normalisation behind it.
+
+    A channel that hardly varies keeps its scale: to bring its output to 1 would take weights of a million, which no
+    float16 holds once the channel's input dies.
+    """
 
     def __init__(self, convolution: nn.Conv2d, bias: Tensor) -> None:
         self.convolution, self.bias = convolution, bias
@@ -371,7 +376,8 @@ class _Unfold:
         assert norm.running_var is not None
         (values,) = inputs
         variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        deviation = variance.sqrt().clamp_min(1e-6)
+        deviation = variance.sqrt()
+        deviation = torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)  # a dead channel stays as it is
         self.convolution.weight.div_(deviation.view(-1, 1, 1, 1))
         norm.running_mean.copy_(mean / deviation)
         norm.running_var.fill_(1.0)
