@@ -210,7 +210,7 @@ def test_an_interrupted_export_leaves_the_weights_that_were_there(tmp_path, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deploy, "load_network", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "load_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
     monkeypatch.setattr(deploy, "export_hand_network", lambda _, path, **__: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "export_hand_model", lambda path, _: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "parity_mm", interrupted)
