@@ -15,7 +15,7 @@ from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.loop import Trainer, load_initial
-from handmesh.training.processes import agree
+from handmesh.training.processes import agree, process_group
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
@@ -152,3 +152,9 @@ def test_processes_stop_and_save_at_the_same_step_whatever_their_clocks_say(monk
     monkeypatch.setattr("handmesh.training.processes.dist.broadcast", lambda flags, _: flags.copy_(first))
     assert agree(10, cpu, True, False) == (False, True)  # the first process's word counts, not this one's own
     assert agree(11, cpu, True, True) == (False, False)
+
+
+def test_what_trains_on_the_processor_joins_without_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with process_group(gpu=False) as device:
+        assert device == torch.device("cpu")

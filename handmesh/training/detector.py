@@ -432,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         composer=composer,
     )
     torch.manual_seed(config.seed)
-    with process_group():
+    with process_group(gpu=False):
         pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
         network = initial_network(args.init, FrameStream(pictures, config))
         trainer = DetectorTrainer(config, args.out, pictures, network)

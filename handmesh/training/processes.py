@@ -13,13 +13,13 @@ AGREE_EVERY = 10  # steps
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(gpu: bool = True) -> Iterator[torch.device]:
     """Join the processes that torchrun started; yields this process's device.
 
-    That is its GPU where CUDA finds any. On a CPU each process is pinned to cores of its own.
+    That is its GPU where CUDA finds any, unless ``gpu`` is false. On a CPU each process is pinned to cores of its own.
     """
     local, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    on_gpu = torch.cuda.is_available()
+    on_gpu = gpu and torch.cuda.is_available()
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
