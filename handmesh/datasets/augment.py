@@ -26,7 +26,8 @@ class AugmentConfig:
     large_turn: float = 0.1  # turn by any angle
     large_photo_turn: float = 0.4  # the same for photos that a tracker labelled: people hold hands up for those
     keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
-    new_background: float = 0.7
+    new_background: float = 0.7  # of rendered hands
+    new_photo_background: float = 0.4
     occluder: float = 0.2
     spectrum: float = 0.3  # give rendered crops the coarse amplitudes of a photo
     colour: float = 1.0
@@ -126,7 +127,7 @@ def make_target(
     image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)
     if rng.random() < config.occluder:
         image, mask = _occlude(image, mask, pool, rng)
-    if sample.alpha is not None and rng.random() < config.spectrum:
+    if sample.alpha is not None and sample.exact_depth and rng.random() < config.spectrum:
         image = blend_amplitudes(image, pool.patch(rng, size), rng)
     image = degrade(image, config, rng)
 
@@ -255,7 +256,8 @@ def _cut_layers(
         source = cv2.blur(source, (width, width))
     image = cut(source, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
     mask = None if sample.mask is None else cut(sample.mask, cv2.BORDER_CONSTANT)
-    if sample.alpha is not None and rng.random() < config.new_background:
+    chance = config.new_background if sample.exact_depth else config.new_photo_background
+    if sample.alpha is not None and rng.random() < chance:
         opacity = cut(sample.alpha, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
         background = pool.patch(rng, size)
         if rng.random() < 0.25:

@@ -57,7 +57,7 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
             if any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz")):
                 validation[name] = _Head(FreiHandDataset(root, "evaluation", mano), _VALIDATION_HANDS)
     if options.photos:
-        datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted))
+        datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted), cut_out=True)
     if options.validation_photos:
         validation["photos"] = PhotoDataset(options.validation_photos)
     shares = config.shares({name: getattr(config, f"{name}_share") for name in datasets})

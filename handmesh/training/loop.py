@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture, load_po
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.deploy import load_torch_network
+from handmesh.model.grow import grow_from
 from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, NetworkConfig, check_hand_model, read_checkpoint, save_network
 from handmesh.model.unfold import unfold
@@ -153,10 +154,10 @@ class Trainer:
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
         network = unfold(load_torch_network(path), crops)
         wanted = self.config.network  # weights may go on with another activation
-        if replace(network.config, activation=wanted.activation) != wanted:
+        if replace(network.config, variant=wanted.variant, activation=wanted.activation) != wanted:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
         network.hand_model = self.network.hand_model
-        self.network.load_state_dict(network.state_dict())
+        _load_or_grow(self.network, network.state_dict(), grow=network.config.variant != wanted.variant)
 
     @property
     def seen(self) -> int:
@@ -255,7 +256,7 @@ class Trainer:
 
 
 def load_initial(network: HandRegressor, path: Path) -> None:
-    """Start from a checkpoint of a network of the same shapes, or of its parts: keys `backbone` and `lift`.
+    """Start from a checkpoint of a network, or of its parts: keys `backbone` and `lift`. Smaller variants grow.
 
     Raises FileNotFoundError or ValueError as `read_checkpoint`, and ValueError where the checkpoint does not fit.
     """
@@ -266,10 +267,18 @@ def load_initial(network: HandRegressor, path: Path) -> None:
     name = next((name for name in parts if name in stored), None)
     if name is None:
         raise ValueError(f"{path} holds no network, backbone or lifter that fits; it has {sorted(stored)}")
+    variant = stored["config"]["variant"] if name == "network" else network.config.variant
     try:
-        parts[name].load_state_dict(stored[name])
-    except RuntimeError as error:
+        _load_or_grow(parts[name], stored[name], grow=variant != network.config.variant)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"the {name} of {path} does not fit {network.config}: {error}") from error
+
+
+def _load_or_grow(module: nn.Module, state: Mapping[str, torch.Tensor], *, grow: bool) -> None:
+    if grow:
+        grow_from(state, module)
+    else:
+        module.load_state_dict(state)
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
