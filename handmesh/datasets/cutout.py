@@ -39,7 +39,7 @@ def hand_opacity(image: np.ndarray, joints_2d: np.ndarray) -> np.ndarray | None:
     if not (likely == cv2.GC_BGD).any():
         return None
     cv2.setRNGSeed(0)  # GrabCut draws from OpenCV's own generator: the same photo always gives the same cut-out
-    cv2.grabCut(small, likely, None, np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(small, likely, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
     cut = np.isin(likely, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     _, parts = cv2.connectedComponents(cut)
     cut = np.where(np.isin(parts, np.unique(parts[bones > 0])), cut, 0).astype(np.uint8)

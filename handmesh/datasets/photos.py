@@ -45,9 +45,7 @@ class _Hand:
 class PhotoDataset:
     """Labelled hands of photo folders, kept in memory as cut-outs of at most 320 px."""
 
-    def __init__(
-        self, folders: list[Path], *, distorted: frozenset[str] = frozenset(), cut_out: bool = False
-    ) -> None:
+    def __init__(self, folders: list[Path], *, distorted: frozenset[str] = frozenset(), cut_out: bool = False) -> None:
         """`distorted` names folders whose images were stretched: their 3D labels are not used.
 
         With `cut_out` hands come with their opacity, where they can be told from what is behind them; it takes some

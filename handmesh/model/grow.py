@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def grow_from(smaller: Mapping[str, Tensor], network: nn.Module) -> None:
     """Load the state dict of a smaller network of the same kind, in its training form.
 
-    Raises ValueError where a layer of the smaller network is not in this one or is larger there; nothing is then changed.
+    Raises ValueError, with nothing changed, where a layer of the smaller network is not in this one or is larger there.
     """
     state = network.state_dict()
     for name, old in smaller.items():
