@@ -23,6 +23,10 @@ SAME_HAND_DISTANCE = 0.3
 ONE_MESH_DISTANCE = 0.15
 """The same for two hands that have long been known as two, and may really be so near to each other."""
 
+PART_SIZE, PART_INSIDE = 0.6, 0.75
+"""A hand smaller than this share of another's size, with this share of its keypoints in the other's box, is a part of
+the other one that was taken for a whole hand."""
+
 APART_FRAMES = 5
 """Two tracks that were seen apart for so many frames are two hands, even where only one of them is in sight."""
 
@@ -154,11 +158,11 @@ def trust(view: View, seen: Sequence[View], lost: Sequence[Track]) -> float:
 
 
 def new_hands(views: Sequence[View], known: Sequence[View]) -> list[View]:
-    """The views whose hand is none of the known ones, and each of them once."""
+    """The views whose hand is none of the known ones nor a part of one, and each of them once."""
     hands = [view.best for view in known]
     new: list[View] = []
     for view in views:
-        if not any(is_same_hand(view.best, other) for other in hands):
+        if not any(is_same_hand(view.best, other) or is_part(view.best, other) for other in hands):
             new.append(view)
             hands.append(view.best)
     return new
@@ -182,6 +186,14 @@ def is_same_hand(a: Sighting, b: Sighting, nearer_than: float = SAME_HAND_DISTAN
     apart = np.linalg.norm(a.joints_2d - b.joints_2d, axis=-1).mean()
     size = max(middle_and_size(hand.joints_2d)[1] for hand in (a, b))
     return bool(apart < nearer_than * size)
+
+
+def is_part(a: Sighting, b: Sighting) -> bool:
+    """Whether the first hand is no more than a part of the second."""
+    if middle_and_size(a.joints_2d)[1] >= PART_SIZE * middle_and_size(b.joints_2d)[1]:
+        return False
+    inside = np.all((a.joints_2d >= b.box[:2]) & (a.joints_2d <= b.box[2:]), axis=-1)
+    return bool(inside.mean() >= PART_INSIDE)
 
 
 def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

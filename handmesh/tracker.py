@@ -21,6 +21,7 @@ from handmesh.identity import (
     ENTANGLED_IOU,
     Rivalries,
     View,
+    is_part,
     new_hands,
     overlap,
     recall,
@@ -321,7 +322,7 @@ class HandTracker:
     def _start(self, views: Sequence[View], seen: list[View]) -> list[View]:
         """Give each newly found hand the track of the lost one that it is, or a new one."""
         present = [view for view in views if view.best.score >= self._estimator.presence_threshold]
-        found = new_hands(present, seen)
+        found = new_hands(self._made_whole(present, seen), seen)
         self._give_way(found, seen)
         if len(seen) >= self.max_hands:
             return []
@@ -362,6 +363,21 @@ class HandTracker:
         if found:  # else it may be that nobody has looked
             self._waited_s = -math.inf
         return list(found)
+
+    def _made_whole(self, found: Sequence[View], seen: list[View]) -> list[View]:
+        """Let tracks that have shrunk onto a part of their hand follow the whole hand, now found; the rest is new."""
+        new = []
+        for view in found:
+            parts = [part for part in seen if view.path_of is None and is_part(part.best, view.best)]
+            for part in parts:
+                seen.remove(part)
+                if view.track is None:
+                    view.track = part.owner
+                    view.owner.forget_motion()
+                else:
+                    self._tracks.remove(part.owner)
+            (seen if parts else new).append(view)
+        return new
 
     def _give_way(self, found: Sequence[View], seen: list[View]) -> None:
         """Where all places are taken, what is hardly a hand, as nobody can tell its side, makes room for a sure one."""

@@ -359,6 +359,43 @@ def test_hands_side_by_side_stay_two(scripted, dim_frame):
         assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0, 1]
 
 
+def in_box(hand: HandMesh, box) -> HandMesh:
+    """The same hand, so near or far that its keypoints fill a box."""
+    low, high = hand.joints_2d.min(0), hand.joints_2d.max(0)
+    scale = (box[2:] - box[:2]).max() / (high - low).max()
+    joints_2d = box[:2] + (hand.joints_2d - low) * scale
+    place = hand.camera.rays(joints_2d[0]) * hand.translation[2] / scale - hand.joints[0]
+    return replace(hand, joints_2d=joints_2d, box=np.asarray(box, float), translation=place)
+
+
+PALM = np.array([110.0, 220, 160, 270])  # within A
+
+
+def test_a_track_that_shrank_onto_a_part_of_its_hand_follows_the_whole_one_when_that_is_found(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None, detect_every=2)
+    scripted.found = [Detection(PALM, "right", 0.9)]
+    scripted.see = lambda box, side: in_box(scripted.hand_at(box, side), A if np.ptp(box[::2]) > 100 else PALM)
+    (part,) = tracker(dim_frame, 0.0)
+    assert np.ptp(part.box[::2]) < 60
+    scripted.found = [Detection(A, "right", 0.9)]
+    for k in range(1, 8):
+        hands = tracker(dim_frame, k / FPS)
+        assert [hand.track_id for hand in hands] == [0]
+    assert np.ptp(hands[0].box[::2]) > 100
+
+
+def test_a_part_of_a_known_hand_is_no_new_one(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None, detect_every=1)
+    scripted.found = [Detection(A, "right", 0.9)]
+    scripted.see = lambda box, side: in_box(scripted.hand_at(box, side), A if np.ptp(box[::2]) > 100 else PALM)
+    tracker(dim_frame, 0.0)
+    scripted.found = [Detection(PALM, "right", 0.9)]
+    assert [hand.track_id for hand in tracker(dim_frame, 1 / FPS)] == [0]
+    scripted.found = [Detection(PALM + 300, "right", 0.9)]  # as small, but elsewhere
+    scripted.see = lambda box, side: in_box(scripted.hand_at(box, side), A if np.ptp(box[::2]) > 100 else PALM + 300)
+    assert [hand.track_id for hand in tracker(dim_frame, 2 / FPS)] == [0, 1]
+
+
 def test_a_hand_lost_and_detected_near_its_place_goes_on(scripted, dim_frame):
     tracker = HandTracker(scripted, smoothing=None)
     scripted.found = [Detection(A, "right", 0.9)]
