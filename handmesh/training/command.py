@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         default=[],
-        help="checkpoints of a network, a backbone or a lifter, or exported .onnx",
+        help="checkpoints of a network (of a smaller variant, too), a backbone or a lifter, or exported .onnx",
     )
     start.add_argument(
         "--pretrained",
