@@ -7,7 +7,8 @@ from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.datasets.mixture import BatchStream, Mixture, load_pool
+from handmesh.datasets.image_folders import load_images
+from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.datasets.photos import PhotoDataset
 
 
@@ -111,21 +112,29 @@ def test_mixture_refuses_shares_that_do_not_fit():
         Mixture([HandList()], [0.5])
 
 
-def test_pool_reads_and_shrinks_photos(tmp_path):
-    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((100, 1000, 3), np.uint8))
-    (image,) = load_pool([tmp_path]).images
+def test_images_of_folders_are_shrunk_and_give_patches(tmp_path):
+    wide = np.zeros((100, 1000, 3), np.uint8)
+    wide[..., 0] = 255  # blue, as OpenCV writes
+    (tmp_path / "deep").mkdir()
+    cv2.imwrite(str(tmp_path / "deep" / "wide.PNG"), wide)
+    (image,) = load_images([tmp_path], 400)
     assert image.shape == (40, 400, 3)
+    assert image[0, 0].tolist() == [0, 0, 255]
+    assert ImagePool([image]).patch(np.random.default_rng(0), 48).shape == (48, 48, 3)
+
+
+def test_folders_without_images_and_images_that_cannot_be_read_are_named(tmp_path, caplog):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_pool([tmp_path / "nowhere"])
+        load_images([tmp_path / "nowhere"], 400)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no background images"):
-        load_pool([tmp_path / "empty"])
-    assert load_pool([tmp_path]).patch(np.random.default_rng(0), 48).shape == (48, 48, 3)
-
-
-def test_a_pool_names_what_it_cannot_read(tmp_path, caplog):
-    cv2.imwrite(str(tmp_path / "c.png"), np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"no image \(.*empty"):
+        load_images([tmp_path / "empty"], 400)
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_bytes(b"no image")
-    assert len(load_pool([tmp_path]).images) == 1
-    assert caplog.messages == [f"2 images under {tmp_path} cannot be read, such as {tmp_path / 'a.jpg'}"]
+    with pytest.raises(ValueError, match=r"no image below .* can be read"):
+        load_images([tmp_path], 400)
+    caplog.clear()
+    for name, side in (("c.png", 70), ("small.png", 10)):
+        cv2.imwrite(str(tmp_path / name), np.zeros((side, side, 3), np.uint8))
+    assert len(load_images([tmp_path], 400, smallest_px=64)) == 1
+    assert caplog.messages == [f"2 images below {tmp_path} cannot be read, such as {tmp_path / 'a.jpg'}"]

@@ -130,7 +130,7 @@ def test_mistakes_are_named(tmp_path):
         synthesize(tmp_path, 1, 0, backgrounds=[tmp_path / "nowhere"])
     (tmp_path / "bare").mkdir()
     for workers in (1, 2):  # processes that fail as they start were once replaced for ever
-        with pytest.raises(FileNotFoundError, match="no photo"):
+        with pytest.raises(FileNotFoundError, match="no image"):
             synthesize(tmp_path / "set", 1, 0, backgrounds=[tmp_path / "bare"], workers=workers)
     with pytest.raises(ValueError, match="positive"):
         synthesize(tmp_path, 0, 0)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from handmesh.datasets.image_folders import image_files
 from handmesh.model.backbone import build_backbone
 from handmesh.training import cpu_ops, warm_start
 from handmesh.training.config import PRESETS
@@ -19,7 +20,6 @@ from handmesh.training.warm_start import (
     WarmStartConfig,
     augmented_crop,
     feature_losses,
-    find_images,
     imagenet_weights,
     learning_rate,
     measure_standard,
@@ -111,8 +111,8 @@ def test_augmentation_keeps_a_plain_image_plain(rng):
 
 
 def test_sources_share_a_batch_equally(tmp_path, rng):
-    black = ImageCrops(find_images([write_images(tmp_path / "black", 3, 0)]), rng)
-    white = ImageCrops(find_images([write_images(tmp_path / "white", 1, 255)]), rng)
+    black = ImageCrops(image_files(write_images(tmp_path / "black", 3, 0)), rng)
+    white = ImageCrops(image_files(write_images(tmp_path / "white", 1, 255)), rng)
     batch = MixedCrops([black, white]).batch(9, 32)
     assert batch.shape == (9, 3, 32, 32)
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -120,14 +120,12 @@ def test_sources_share_a_batch_equally(tmp_path, rng):
 
 
 def test_images_are_shrunk_and_limited(tmp_path, rng):
-    paths = find_images([write_images(tmp_path, 5, size=(64, 96))])
+    paths = image_files(write_images(tmp_path, 5, size=(64, 96)))
     crops = ImageCrops(paths, rng, short_side=32, limit=3)
     assert [image.shape for image in crops.images] == [(32, 48, 3)] * 3
 
 
-def test_a_folder_without_images_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no images .* below .*empty"):
-        find_images([tmp_path / "empty"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         ImageCrops([tmp_path / "broken.jpg"], np.random.default_rng(0))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.image_folders import image_files
 
 # By person and place: nobody who is in one split is in another.
 TRAIN_SETS = ("subhi_webcam", "lebanese_gestures", "asl_letters_davidlee", "sign_digits", "grocery_holding")
@@ -130,10 +131,7 @@ def load_plain(folders: Iterable[str | Path], held_out: bool, max_side: int | No
     """The hand-free photos of some folders: those held out from training, or the others."""
     photos = []
     for folder in map(Path, folders):
-        names = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        if not names:
-            raise FileNotFoundError(f"{folder} holds no photos")
-        for path in names:
+        for path in image_files(folder):
             if is_held_out(folder.name, path.stem) == held_out:
                 photos.append(_shrunk(_read_image(path), max_side, Hands.none(), str(path)))
     return photos

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -17,8 +14,6 @@ from handmesh.datasets.sample import Batch, HandSample, Target, collate
 
 BESIDE_TRIES = 4
 """Hands that are looked at for a place beside them; one in three or four has one."""
-
-_log = logging.getLogger(__name__)
 
 
 class HandDataset(Protocol):
@@ -93,30 +88,3 @@ class BatchStream(Dataset[Batch]):
 
 def _any_of(dataset: HandDataset, rng: np.random.Generator) -> HandSample:
     return dataset[int(rng.integers(len(dataset)))]
-
-
-def load_pool(folders: Sequence[Path], *, longest_px: int = 400) -> ImagePool:
-    """Read every image under `folders`, shrunk to `longest_px`. Those that cannot be read are left out with a warning.
-
-    Raises FileNotFoundError for a folder that is missing or holds none.
-    """
-    images = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder of background images at {folder}")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        if not paths:
-            raise FileNotFoundError(f"no background images (.jpg, .jpeg, .png) under {folder}")
-        unreadable: list[Path] = []
-        for path in paths:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                unreadable.append(path)
-                continue
-            shrink = longest_px / max(image.shape[:2])
-            if shrink < 1:
-                image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-            images.append(image)
-        if unreadable:
-            _log.warning("%d images under %s cannot be read, such as %s", len(unreadable), folder, unreadable[0])
-    return ImagePool(images)

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-_log = logging.getLogger(__name__)
+from handmesh.datasets.image_folders import load_images
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-_LONG_SIDE = 480
+_LONG_SIDE, _SHORT_SIDE = 480, 64
 
 Array = np.ndarray
 
 
 def load_photos(directories: Sequence[Path | str]) -> list[Array]:
-    """All photos under the directories, recursively, as uint8 RGB of at most 480 px, in the order of their paths.
-
-    Those that cannot be read are left out with a warning, those of less than 64 px without one. Raises
-    FileNotFoundError for a directory that does not exist or that holds no readable photo.
-    """
-    import cv2
-
-    photos: list[Array] = []
-    for directory in map(Path, directories):
-        before = len(photos)
-        unreadable: list[Path] = []
-        for path in sorted(directory.rglob("*")):
-            if path.suffix.lower() not in _SUFFIXES:
-                continue
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if image is None:
-                unreadable.append(path)
-                continue
-            if min(image.shape[:2]) < 64:
-                continue
-            scale = _LONG_SIDE / max(image.shape[:2])
-            if scale < 1:
-                image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            photos.append(np.ascontiguousarray(image[..., ::-1]))
-        if unreadable:
-            _log.warning("%d photos under %s cannot be read, such as %s", len(unreadable), directory, unreadable[0])
-        if len(photos) == before:
-            raise FileNotFoundError(f"no photo (jpg, png, webp, bmp) under the background directory {directory}")
-    return photos
+    """All photos below the directories, as uint8 RGB of at most 480 px, without those of less than 64. Errors as
+    `load_images`."""
+    return load_images(directories, _LONG_SIDE, smallest_px=_SHORT_SIDE)
 
 
 def view_of_photo(photo: Array, size: int, rng: np.random.Generator) -> Array:

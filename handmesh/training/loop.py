@@ -17,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from handmesh.assets import HandModelArrays
-from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture, load_pool
+from handmesh.datasets.augment import ImagePool
+from handmesh.datasets.image_folders import load_images
+from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.deploy import load_torch_network
@@ -34,6 +36,8 @@ from handmesh.training.pictures import draw_curves, draw_overlays
 from handmesh.training.processes import agree, rank_and_world
 
 _log = logging.getLogger(__name__)
+
+_POOL_PX = 400  # longer side of the pictures that backgrounds and occluders are cut from
 
 CALIBRATION_BATCHES = 16  # that set the batch norms of a network that starts from folded weights
 
@@ -90,7 +94,7 @@ class Trainer:
         size = config.network.input_size
         self.stream: Dataset[Batch] = BatchStream(
             datasets,
-            load_pool(background_folders),
+            ImagePool(load_images(background_folders, _POOL_PX)),
             batch_size=config.batch_size,
             size=size,
             augment=config.augment,

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handmesh.atomic import written_whole
+from handmesh.datasets.image_folders import image_files
 from handmesh.mistakes import in_one_line
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS, ActivationName, Variant, build_backbone
 from handmesh.model.regressor import read_checkpoint
@@ -45,7 +46,6 @@ TEACHER_MEAN, TEACHER_STD = 127.0, 128.0  # EfficientNet-Lite's input is (x - 12
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB values up to 255, as timm's FastViT expects
 IMAGENET_STD = (58.395, 57.12, 57.375)
 LONGEST_STEP_MINUTES = 0.25  # what a step counts at most: a paused process or a sleeping laptop spends no budget
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -98,21 +98,6 @@ class FeatureTeacher(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """All images below the folders, sorted.
-
-    Raises:
-        FileNotFoundError: a folder does not exist or holds no image.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        here = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not here:
-            raise FileNotFoundError(f"no images ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
-        found += here
-    return found
-
-
 class ImageCrops:
     """Random augmented square crops of images that are kept in memory, small."""
 
@@ -131,6 +116,10 @@ class ImageCrops:
         """(count, size, size, 3) uint8 RGB."""
         picks = self.rng.integers(len(self.images), size=count)
         return np.stack([augmented_crop(self.images[i], size, self.rng) for i in picks])
+
+
+def _files(folders: Sequence[Path]) -> list[Path]:
+    return [path for folder in folders for path in image_files(folder)]
 
 
 def _load(path: Path, short_side: int) -> np.ndarray:
@@ -292,9 +281,7 @@ def _optimizer(student: nn.Module, config: WarmStartConfig) -> torch.optim.Optim
 
 
 def _crops(config: WarmStartConfig, rank: int, rng: np.random.Generator) -> MixedCrops:
-    groups = [
-        find_images(folders)[rank :: config.processes] for folders in (config.images, config.synthetic) if folders
-    ]
+    groups = [_files(folders)[rank :: config.processes] for folders in (config.images, config.synthetic) if folders]
     return MixedCrops([ImageCrops(paths, rng) for paths in groups])
 
 
@@ -434,7 +421,7 @@ def distil(config: WarmStartConfig, resume: bool = False) -> Path:
         raise FileNotFoundError(f"nothing to resume: {config.checkpoint} does not exist")
     if not resume and config.checkpoint.exists():
         raise FileExistsError(f"{config.checkpoint} exists: resume it, or choose another folder")
-    find_images([*config.images, *config.synthetic])
+    _files([*config.images, *config.synthetic])
     config.out.mkdir(parents=True, exist_ok=True)
     spawn(_worker, (config, resume), nprocs=config.processes)
     return config.checkpoint
