@@ -6,6 +6,8 @@ public sealed class HandmeshMessage
 {
     const int HeaderBytes = 104, HandBytes = 684;
 
+    public static readonly HandmeshMessage Nobody = new HandmeshMessage { Hands = new Hand[0] };
+
     public double TimeS { get; private set; }
     public Hand[] Hands { get; private set; }
 

@@ -6,6 +6,7 @@
 
 using System;
 using System.Collections.Concurrent;
+using System.Collections.Generic;
 using System.Net.WebSockets;
 using System.Text;
 using System.Text.RegularExpressions;
@@ -22,7 +23,7 @@ public sealed class HandmeshStream : MonoBehaviour
 
     readonly ConcurrentQueue<HandmeshMessage> arrived = new ConcurrentQueue<HandmeshMessage>();
     readonly CancellationTokenSource ending = new CancellationTokenSource();
-    readonly GameObject[] hands = new GameObject[2];
+    readonly List<GameObject> hands = new List<GameObject>(); // as many as were ever seen together
     int[] rightFaces;
 
     void Start() => Task.Run(Receive);
@@ -47,6 +48,7 @@ public sealed class HandmeshStream : MonoBehaviour
             }
             catch (OperationCanceledException) { return; }
             catch (Exception error) { Debug.LogWarning("handmesh: " + error.Message); }
+            Offer(HandmeshMessage.Nobody); // without a server no hand stays where it was last
             await Task.Delay(1000);
         }
     }
@@ -65,10 +67,15 @@ public sealed class HandmeshStream : MonoBehaviour
         {
             var message = new byte[length];
             Buffer.BlockCopy(buffer, 0, message, 0, length);
-            while (arrived.TryDequeue(out _)) { } // the freshest wins
-            arrived.Enqueue(HandmeshMessage.Parse(message));
+            Offer(HandmeshMessage.Parse(message));
         }
         else if (result.MessageType == WebSocketMessageType.Text && rightFaces == null) ReadGreeting(Encoding.UTF8.GetString(buffer, 0, length));
+    }
+
+    void Offer(HandmeshMessage message)
+    {
+        while (arrived.TryDequeue(out _)) { } // the freshest wins
+        arrived.Enqueue(message);
     }
 
     void ReadGreeting(string json)
@@ -83,9 +90,9 @@ public sealed class HandmeshStream : MonoBehaviour
     void Update()
     {
         if (!arrived.TryDequeue(out var message) || rightFaces == null) return;
-        for (int i = 0; i < hands.Length; i++)
+        while (hands.Count < message.Hands.Length) hands.Add(NewHand(hands.Count));
+        for (int i = 0; i < hands.Count; i++)
         {
-            if (hands[i] == null) hands[i] = NewHand(i);
             hands[i].SetActive(i < message.Hands.Length);
             if (i < message.Hands.Length) Show(hands[i], message.Hands[i]);
         }
