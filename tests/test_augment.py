@@ -152,3 +152,28 @@ def test_only_rendered_crops_borrow_amplitudes_and_only_photos_turn_freely():
     turning = dataclasses.replace(NO_AUGMENT, large_photo_turn=1.0)
     assert np.ptp([target(photo, turning, seed).joints_2d[0, 0] for seed in range(8)]) > 0.5
     assert np.ptp([target(rendered, turning, seed).joints_2d[0, 0] for seed in range(8)]) == 0
+
+
+def test_another_hand_hides_part_of_a_hand_or_stands_behind_it():
+    one = posed_hand(2)
+    blue = np.zeros_like(one.image)
+    blue[..., 2] = 255
+    other = posed_hand(3)
+    outline = cv2.convexHull(other.joints_2d.round().astype(np.int32))
+    other = dataclasses.replace(other, image=blue, alpha=cv2.fillConvexPoly(blue[..., 0].copy(), outline, 255))
+    plain = target(one)
+    pixels = [tuple(point) for point in ((plain.joints_2d + 1) * 64 - 0.5).round().astype(int)]
+    over, under = [], []
+    for seed in range(40):
+        row = make_target(one, 128, NO_AUGMENT, POOL, np.random.default_rng(seed), other)
+        np.testing.assert_array_equal(row.joints_2d, plain.joints_2d)
+        hidden = [not np.array_equal(row.crop[y, x], plain.crop[y, x]) for x, y in pixels]
+        assert np.mean(hidden) <= 0.6
+        (over if any(hidden) else under).append(row)
+    assert len(over) > 5
+    assert len(under) > 5
+    assert all(row.mask.sum() < plain.mask.sum() for row in over)
+    unknown = dataclasses.replace(one, alpha=None)  # of which nobody knows what is behind it
+    for seed in range(20):
+        row = make_target(unknown, 128, NO_AUGMENT, POOL, np.random.default_rng(seed), other)
+        assert np.mean([row.crop[y, x].tolist() == [0, 0, 255] for x, y in pixels]) <= 0.5

@@ -29,6 +29,7 @@ class AugmentConfig:
     new_background: float = 0.7  # of rendered hands
     new_photo_background: float = 0.4
     occluder: float = 0.2
+    other_hand: float = 0.15  # show another cut-out hand of about the same size before or behind the hand
     spectrum: float = 0.3  # give rendered crops the coarse amplitudes of a photo
     colour: float = 1.0
     grey: float = 0.05
@@ -108,9 +109,14 @@ def crop_affine(
 
 
 def make_target(
-    sample: HandSample, size: int, config: AugmentConfig, pool: ImagePool, rng: np.random.Generator
+    sample: HandSample,
+    size: int,
+    config: AugmentConfig,
+    pool: ImagePool,
+    rng: np.random.Generator,
+    other: HandSample | None = None,
 ) -> Target:
-    """Cut, mirror, turn and degrade one sample into a training target of `size` px."""
+    """Cut, mirror, turn and degrade one sample into a training target of `size` px, with an `other` hand in its way."""
     low, high = sample.joints_2d.min(0), sample.joints_2d.max(0)
     box_side = float(max(high - low))
     centre = (low + high) / 2 + rng.normal(0, 1, 2) * config.shift * box_side
@@ -125,13 +131,16 @@ def make_target(
     to_crop = crop_affine((centre[0], centre[1]), side, size, turn=turn, mirrored=mirrored)
 
     image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)
+    joints_px = sample.joints_2d @ to_crop[:, :2].T + to_crop[:, 2]
+    if other is not None and other.alpha is not None:
+        opacity = None if sample.alpha is None else _warp(sample.alpha, to_crop, size, cv2.BORDER_REPLICATE)
+        image, mask = _add_hand(image, mask, opacity, joints_px, other, other.alpha, rng)
     if rng.random() < config.occluder:
         image, mask = _occlude(image, mask, pool, rng)
     if sample.alpha is not None and sample.exact_depth and rng.random() < config.spectrum:
         image = blend_amplitudes(image, pool.patch(rng, size), rng)
     image = degrade(image, config, rng)
 
-    joints_px = sample.joints_2d @ to_crop[:, :2].T + to_crop[:, 2]
     T_crop_cam = _view_change(sample, centre, turn)
     known_3d = sample.joints is not None and not keep_left
     posed = known_3d and sample.rotations is not None and sample.betas is not None
@@ -246,25 +255,63 @@ def _cut_layers(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The crop's pixels, on a new background now and then, and its hand mask."""
-
-    def cut(layer: np.ndarray, border: int) -> np.ndarray:
-        return cv2.warpAffine(layer, to_crop, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
-
     source, matrix_scale = sample.image, np.hypot(*to_crop[:, 0])
     if matrix_scale < 0.5:  # twice or more too fine: average first, or thin fingers break up
         width = round(1 / matrix_scale) | 1  # odd, as an even box moves the picture by half a pixel
         source = cv2.blur(source, (width, width))
-    image = cut(source, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
-    mask = None if sample.mask is None else cut(sample.mask, cv2.BORDER_CONSTANT)
+    image = _warp(source, to_crop, size, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
+    mask = None if sample.mask is None else _warp(sample.mask, to_crop, size, cv2.BORDER_CONSTANT)
     chance = config.new_background if sample.exact_depth else config.new_photo_background
     if sample.alpha is not None and rng.random() < chance:
-        opacity = cut(sample.alpha, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
+        opacity = _warp(sample.alpha, to_crop, size, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
         background = pool.patch(rng, size)
         if rng.random() < 0.25:
             background = cv2.GaussianBlur(background, (0, 0), rng.uniform(0.5, 4))
-        replicated = cut(source, cv2.BORDER_REPLICATE)
+        replicated = _warp(source, to_crop, size, cv2.BORDER_REPLICATE)
         image = (replicated * opacity + background * (1 - opacity)).astype(np.uint8)
     return image, mask
+
+
+def _warp(layer: np.ndarray, to_crop: np.ndarray, size: int, border: int) -> np.ndarray:
+    return cv2.warpAffine(layer, to_crop, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+
+
+def _add_hand(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    opacity: np.ndarray | None,
+    joints_px: np.ndarray,
+    other: HandSample,
+    alpha: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Put a cut-out hand over part of the crop's, or behind it if its `opacity` is known; mostly of the same colour."""
+    size = len(image)
+    (low, high), (low_other, high_other) = ((j.min(0), j.max(0)) for j in (joints_px, other.joints_2d))
+    extent, extent_other = max(high - low), max(high_other - low_other)
+    scale = rng.uniform(0.7, 1.3) * extent / extent_other
+    angle, away = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 0.9) * extent
+    middle, centre = (low_other + high_other) / 2, (low + high) / 2 + away * np.array([np.cos(angle), np.sin(angle)])
+    to_other = crop_affine(
+        (middle[0], middle[1]), size / scale, size, turn=rng.uniform(-np.pi, np.pi), mirrored=rng.random() < 0.5
+    )
+    to_other[:, 2] += centre - (size - 1) / 2
+    theirs = _warp(other.image, to_other, size, cv2.BORDER_REPLICATE).astype(np.float32)
+    share = _warp(alpha, to_other, size, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
+    at = joints_px.round().astype(int).clip(0, size - 1)
+    if rng.random() < 0.7:
+        at_other = other.joints_2d.round().astype(int).clip(0, np.array(other.image.shape[1::-1]) - 1)
+        colours = image[at[:, 1], at[:, 0]].mean(0), other.image[at_other[:, 1], at_other[:, 0]].mean(0)
+        theirs = theirs * ((colours[0] + 1) / (colours[1] + 1)).clip(0.3, 3.0).astype(np.float32)
+    hides_most = (share[at[:, 1], at[:, 0]] > 0.5).mean() > 0.5
+    if hides_most and opacity is None:
+        return image, mask
+    behind = opacity is not None and (rng.random() < 0.5 or hides_most)
+    if behind:
+        assert opacity is not None
+        share = share * (1 - opacity.astype(np.float32)[..., None] * (1 / 255))
+    image = (image * (1 - share) + theirs * share).clip(0, 255).astype(np.uint8)
+    return image, mask if mask is None or behind else np.where(share[..., 0] > 0.5, np.uint8(0), mask)
 
 
 def _occlude(

@@ -72,7 +72,8 @@ class BatchStream(Dataset[Batch]):
                 targets.append(self._without_hand(rng))
             else:
                 sample = _any_of(self.mixture.datasets[kind], rng)
-                targets.append(make_target(sample, self.size, self.augment, self.pool, rng))
+                other = _any_of(self.mixture.datasets[kind], rng) if rng.random() < self.augment.other_hand else None
+                targets.append(make_target(sample, self.size, self.augment, self.pool, rng, other))
         return collate(targets)
 
     def _without_hand(self, rng: np.random.Generator) -> Target:
