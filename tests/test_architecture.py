@@ -21,6 +21,7 @@ LAYERS = {
     "mano_pickle": 0,
     "atomic": 0,
     "mistakes": 0,
+    "image_folders": 0,
     "records": 1,
     "crop": 1,
     "alignment": 1,

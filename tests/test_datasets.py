@@ -7,9 +7,9 @@ from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.datasets.image_folders import load_images
 from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.datasets.photos import PhotoDataset
+from handmesh.image_folders import load_images
 
 
 def test_freihand_reads_what_was_written(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from handmesh.datasets.image_folders import image_files
+from handmesh.image_folders import image_files
 from handmesh.model.backbone import build_backbone
 from handmesh.training import cpu_ops, warm_start
 from handmesh.training.config import PRESETS

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.datasets.image_folders import image_files
+from handmesh.image_folders import image_files
 
 # By person and place: nobody who is in one split is in another.
 TRAIN_SETS = ("subhi_webcam", "lebanese_gestures", "asl_letters_davidlee", "sign_digits", "grocery_holding")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handmesh.datasets.image_folders import load_images
+from handmesh.image_folders import load_images
 
 _LONG_SIDE, _SHORT_SIDE = 480, 64
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from handmesh.assets import HandModelArrays
 from handmesh.datasets.augment import ImagePool
-from handmesh.datasets.image_folders import load_images
 from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
+from handmesh.image_folders import load_images
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.grow import grow_from
 from handmesh.model.head import TokensHead

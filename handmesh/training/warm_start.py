@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handmesh.atomic import written_whole
-from handmesh.datasets.image_folders import image_files
+from handmesh.image_folders import image_files
 from handmesh.mistakes import in_one_line
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS, ActivationName, Variant, build_backbone
 from handmesh.model.regressor import read_checkpoint
