@@ -1,10 +1,10 @@
 import dataclasses
+import json
 
 import cv2
 import numpy as np
 import pytest
 from samples import posed_hand
-from test_datasets import write_photo
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.cutout import hand_opacity
@@ -15,7 +15,7 @@ from handmesh.skeleton import FINGER_KNUCKLES, KEYPOINT_BONES
 SKIN, WALL = (205, 150, 120), (70, 90, 130)
 
 
-def photo(seed, *, wall=WALL, size=300):
+def photo(seed, size=300):
     """A hand of thick strokes with a forearm before a wall, its keypoints, and where hand and forearm are."""
     joints = posed_hand(seed).joints_2d
     low, high = joints.min(0), joints.max(0)
@@ -31,7 +31,7 @@ def photo(seed, *, wall=WALL, size=300):
     ends = (tuple(point.round().astype(int).tolist()) for point in (joints[0], elbow))
     cv2.line(truth, *ends, 255, round(0.6 * palm))
     rng = np.random.default_rng(seed)
-    image = np.where(truth[..., None] > 0, SKIN, wall) + rng.normal(0, 6, (size, size, 3))
+    image = np.where(truth[..., None] > 0, SKIN, WALL) + rng.normal(0, 6, (size, size, 3))
     return image.clip(0, 255).astype(np.uint8), joints, truth
 
 
@@ -67,7 +67,13 @@ def test_cut_out_photos_get_other_backgrounds_and_keep_their_hands():
 
 
 def test_photos_are_cut_out_on_request(tmp_path):
-    write_photo(tmp_path / "set")
-    assert PhotoDataset([tmp_path / "set"])[0].alpha is None
-    (sample,) = list(PhotoDataset([tmp_path / "set"], cut_out=True))
-    assert sample.alpha is None or sample.alpha.shape == sample.image.shape[:2]
+    image, joints, _ = photo(0)
+    cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    hand = {"side": "right", "kp2d": joints.tolist(), "kp3d": np.ones((21, 3)).tolist(), "spread": 0.01}
+    (tmp_path / "labels.json").write_text(json.dumps({"a.png": {"size": [300, 300], "hands": [hand]}}))
+    assert PhotoDataset([tmp_path])[0].alpha is None
+    (sample,) = list(PhotoDataset([tmp_path], cut_out=True))
+    assert sample.alpha is not None
+    assert sample.alpha.shape == sample.image.shape[:2]
+    x, y = sample.joints_2d[9].round().astype(int)
+    assert sample.alpha[y, x] > 127
