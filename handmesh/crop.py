@@ -1,7 +1,8 @@
 """A box in a frame becomes the square picture that the hand network sees, and points travel both ways.
 
-A crop is the square around the box's centre with side ``CROP_SCALE`` times the box's longer side. Its coordinates
-are normalised to [-1, 1] over the square: ``x_n = (x_crop_px + 0.5) / (size / 2) - 1``.
+A crop is the square around the box's centre with side ``CROP_SCALE`` times the box's longer side, turned about that
+centre where the hand is to stand upright. Its coordinates are normalised to [-1, 1] over the square:
+``x_n = (x_crop_px + 0.5) / (size / 2) - 1``.
 """
 
 from __future__ import annotations
@@ -12,57 +13,68 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from handmesh.skeleton import FINGER_KNUCKLES
+
 CROP_SCALE = 1.6
 """Side of the square crop over the longer side of the tight box of the 21 projected keypoints."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square cut-out of a frame, resized to ``size`` x ``size`` and mirrored left to right if ``mirrored``.
+    """A square cut-out of a frame, resized to ``size`` x ``size``.
 
-    ``center`` (x, y) and ``side_px`` are in pixels of the frame; ``size`` is the network's input in pixels.
+    ``center`` (x, y) and ``side_px`` are in pixels of the frame; ``size`` is the network's input in pixels. The picture
+    is turned by ``turn`` radians (x towards y), then mirrored left to right if ``mirrored``.
     """
 
     center: tuple[float, float]
     side_px: float
     size: int
     mirrored: bool = False
+    turn: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(value) for value in (*self.center, self.side_px)):
-            raise ValueError(f"a crop must be finite, but has centre {self.center} and side {self.side_px}")
+        if not all(math.isfinite(value) for value in (*self.center, self.side_px, self.turn)):
+            raise ValueError(
+                f"a crop must be finite, but has centre {self.center}, side {self.side_px} and turn {self.turn}"
+            )
         if self.side_px <= 0.0 or self.size < 1:
             raise ValueError(f"a crop needs a positive side and size, not {self.side_px} and {self.size}")
 
     @classmethod
-    def from_box(cls, box: ArrayLike, size: int, *, mirrored: bool = False, scale: float = CROP_SCALE) -> Crop:
+    def from_box(
+        cls, box: ArrayLike, size: int, *, mirrored: bool = False, turn: float = 0.0, scale: float = CROP_SCALE
+    ) -> Crop:
         """The crop around ``box`` (4,): x1, y1, x2, y2 of the tight keypoint box in pixels of the frame."""
         x1, y1, x2, y2 = np.asarray(box, np.float64).tolist()
-        return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), scale * max(x2 - x1, y2 - y1), size, mirrored)
+        return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), scale * max(x2 - x1, y2 - y1), size, mirrored, turn)
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """(2, 3) map from pixels of the frame to pixels of the crop."""
-        zoom = self.size / self.side_px
-        middle = 0.5 * (self.size - 1)
-        zoom_x = -zoom if self.mirrored else zoom
-        return np.array([[zoom_x, 0.0, middle - zoom_x * self.center[0]], [0.0, zoom, middle - zoom * self.center[1]]])
+        linear = self._turned * (self.size / self.side_px)
+        return _about(linear, self.center, 0.5 * (self.size - 1))
 
     @property
     def inverse(self) -> NDArray[np.float64]:
         """(2, 3) map from pixels of the crop to pixels of the frame."""
-        zoom = self.side_px / self.size
+        linear = self._turned.T * (self.side_px / self.size)
         middle = 0.5 * (self.size - 1)
-        zoom_x = -zoom if self.mirrored else zoom
-        return np.array([[zoom_x, 0.0, self.center[0] - zoom_x * middle], [0.0, zoom, self.center[1] - zoom * middle]])
+        return _about(linear, (middle, middle), self.center)
+
+    @property
+    def turned_back(self) -> NDArray[np.float64]:
+        """(3, 3) rotation about the optical axis that undoes the turn of what is seen, once out of the mirror."""
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
     def to_crop(self, points_px: ArrayLike) -> NDArray[np.float64]:
         """Pixels of the frame (..., 2) to normalised coordinates of the crop."""
-        return (np.asarray(points_px, np.float64) - self.center) / self._half_side
+        return (np.asarray(points_px, np.float64) - self.center) @ (self._turned.T / (0.5 * self.side_px))
 
     def to_frame(self, points: ArrayLike) -> NDArray[np.float64]:
         """Normalised coordinates of the crop (..., 2) to pixels of the frame."""
-        return np.asarray(points, np.float64) * self._half_side + self.center
+        return np.asarray(points, np.float64) @ (self._turned * (0.5 * self.side_px)) + self.center
 
     def cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The crop (size, size, 3) of a frame (H, W, 3), black outside the frame.
@@ -75,7 +87,7 @@ class Crop:
         block = 2 ** int(math.log2(max(self.side_px / self.size, 1.0)))
         affine = self.affine
         if block >= 2:
-            frame, low = _average_blocks(frame, self.center, self.side_px, block)
+            frame, low = _average_blocks(frame, self.center, self._reach_px, block)
             # Pixel i of the averaged picture is centred at low + block * i + (block - 1) / 2 of the frame.
             affine[:, 2] += affine[:, :2] @ (np.asarray(low) + 0.5 * (block - 1))
             affine[:, :2] *= block
@@ -85,9 +97,20 @@ class Crop:
         return np.asarray(picture, np.uint8)
 
     @property
-    def _half_side(self) -> NDArray[np.float64]:
-        half = 0.5 * self.side_px
-        return np.array([-half if self.mirrored else half, half])
+    def _turned(self) -> NDArray[np.float64]:
+        """(2, 2) from directions in the frame to directions in the crop."""
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        return np.array([[-cos, sin], [sin, cos]] if self.mirrored else [[cos, -sin], [sin, cos]])
+
+    @property
+    def _reach_px(self) -> float:
+        """Width and height of the upright box around the turned square."""
+        return self.side_px * (abs(math.cos(self.turn)) + abs(math.sin(self.turn)))
+
+
+def _about(linear: NDArray[np.float64], point: ArrayLike, image: ArrayLike) -> NDArray[np.float64]:
+    """(2, 3) the affine map that takes ``point`` to ``image`` and differences by ``linear`` (2, 2)."""
+    return np.concatenate([linear, (np.asarray(image) - linear @ np.asarray(point))[:, None]], 1)
 
 
 def laid_out(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -105,16 +128,16 @@ def laid_out(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _average_blocks(
-    frame: NDArray[np.uint8], center: tuple[float, float], side_px: float, block: int
+    frame: NDArray[np.uint8], center: tuple[float, float], reach_px: float, block: int
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The frame around ``center`` averaged over ``block`` x ``block`` pixels and the x, y of its first pixel.
+    """The ``reach_px`` around ``center`` averaged over ``block`` x ``block`` pixels, and the x, y of the first pixel.
 
     ``block`` is a power of two: averaging by two is many times as fast as by other numbers.
     The blocks' grid hangs on the centre and not on the frame, so a mirrored frame gives the mirrored picture.
     """
     import cv2
 
-    count = math.ceil(side_px / block) + 2
+    count = math.ceil(reach_px / block) + 2
     lows, spans = [], []
     for middle, length in zip(center, (frame.shape[1], frame.shape[0]), strict=True):
         start = round(middle + 0.5 - 0.5 * count * block)
@@ -132,12 +155,21 @@ def _average_blocks(
     return region, (x, y)
 
 
+def turn_upright(joints_2d: NDArray[np.floating]) -> float:
+    """The angle in radians (x towards y) by which a picture is turned for its hand (21, 2) px to stand upright.
+
+    Upright is a hand whose fingers' knuckles are, on average, right above the wrist.
+    """
+    x, y = (joints_2d[list(FINGER_KNUCKLES)].mean(0) - joints_2d[0]).tolist()
+    return math.remainder(-0.5 * math.pi - math.atan2(y, x), math.tau)
+
+
 def view_rotation(ray: ArrayLike) -> NDArray[np.float64]:
     """The smallest rotation (..., 3, 3) that takes the optical axis (0, 0, 1) to the direction of ``ray`` (..., 3).
 
     The network describes a hand in a virtual camera looking along the ray through the crop's centre; this rotation
-    leads back: ``v_cam = view_rotation(ray) @ v_virtual``. Raises ``ValueError`` for rays that are zero, not finite or
-    point straight backwards.
+    leads back, once the crop's own turn has been undone (`Crop.turned_back`): ``v_cam = view_rotation(ray) @
+    v_virtual``. Raises ``ValueError`` for rays that are zero, not finite or point straight backwards.
     """
     ray = np.asarray(ray, np.float64)
     length = np.sqrt(np.square(ray).sum(-1, keepdims=True))

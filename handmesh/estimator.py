@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.assets import HandModelArrays, load_hand_model
-from handmesh.crop import CROP_SCALE, Crop, laid_out, view_rotation
+from handmesh.crop import CROP_SCALE, Crop, laid_out, turn_upright, view_rotation
 from handmesh.detector import HandDetector, reaches_into_frame
 from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.placement import project_joints, solve_translation
@@ -48,6 +48,7 @@ class _Wanted:
     box: NDArray[np.float64]
     side: Side
     fixed: bool  # the side is known
+    turn: float = 0.0  # of the crop
     detected: bool = False
 
 
@@ -217,17 +218,20 @@ class HandMeshEstimator:
         boxes: Sequence[ArrayLike | None],
         sides: Sequence[Sequence[Side | None] | None],
         cameras: Sequence[Camera],
+        turns: Sequence[Sequence[float] | None] | None = None,
     ) -> list[list[Sighting]]:
         """What `batch` makes its hands of, for callers that pose and place them themselves.
 
-        ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera.
+        ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera. ``turns`` are the angles,
+        one a box, by which their crops are turned for the hands to stand upright (`Crop`).
         """
-        wanted = [self._wanted(*of_frame) for of_frame in zip(frames, boxes, sides, strict=True)]
+        given = zip(frames, boxes, sides, turns or [None] * len(frames), strict=True)
+        wanted = [self._wanted(*of_frame) for of_frame in given]
         estimates = iter(self._estimate([one for of_frame in wanted for one in of_frame]))
         seen = []
-        for asked, given, camera in zip(wanted, boxes, cameras, strict=True):
+        for asked, own_boxes, camera in zip(wanted, boxes, cameras, strict=True):
             found = list(islice(estimates, len(asked)))
-            if given is None:
+            if own_boxes is None:
                 found = [e for e in found if e.presence >= self.presence_threshold]
             seen.append(self._adjusted(_turned(found, camera), camera))
         return seen
@@ -268,7 +272,11 @@ class HandMeshEstimator:
         return [replace(one, posed=hand) for one, hand in zip(seen, posed, strict=True)]
 
     def _wanted(
-        self, frame: NDArray[np.uint8], boxes: ArrayLike | None, sides: Sequence[Side | None] | None
+        self,
+        frame: NDArray[np.uint8],
+        boxes: ArrayLike | None,
+        sides: Sequence[Side | None] | None,
+        turns: Sequence[float] | None,
     ) -> list[_Wanted]:
         """What to estimate in a frame: the boxes that were given, or those that the detector finds."""
         if boxes is None:
@@ -278,11 +286,13 @@ class HandMeshEstimator:
         checked = _check_boxes(boxes, frame)
         given = _check_sides(sides, len(checked))
         return [
-            _Wanted(frame, box, side or "right", side is not None) for box, side in zip(checked, given, strict=True)
+            _Wanted(frame, box, side or "right", side is not None, turn)
+            for box, side, turn in zip(checked, given, turns or [0.0] * len(checked), strict=True)
         ]
 
     def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
-        """One estimate each; a detector's box is rough, so that its hand is looked at again in its keypoints' box."""
+        """One estimate each; a detector's box is rough, so that its hand is looked at again, in its keypoints' box and
+        turned upright."""
         estimates, heard = self._look(wanted, [0.0] * len(wanted))
         again = [i for i, one in enumerate(wanted) if one.detected]
         closer = [
@@ -291,6 +301,7 @@ class HandMeshEstimator:
                 box=box_of_keypoints(estimates[i].joints_2d),
                 side=estimates[i].side,
                 fixed=abs(heard[i]) >= SURE,
+                turn=turn_upright(estimates[i].joints_2d),
             )
             for i in again
         ]
@@ -317,7 +328,8 @@ class HandMeshEstimator:
         if not wanted:
             return []
         crops = [
-            Crop.from_box(hand.box, self._size, mirrored=hand.side == "left", scale=self._crop_scale) for hand in wanted
+            Crop.from_box(hand.box, self._size, mirrored=hand.side == "left", turn=hand.turn, scale=self._crop_scale)
+            for hand in wanted
         ]
         pictures = np.stack([crop.cut(hand.frame) for crop, hand in zip(crops, wanted, strict=True)])
         outputs = self.network(crop=pictures)
@@ -352,12 +364,12 @@ class HandMeshEstimator:
 
 
 def _turned(estimates: Sequence[_Estimate], camera: Camera) -> list[Sighting]:
-    """Each hand turned from its crop's virtual camera into the true one."""
+    """Each hand turned from its crop's (turned) virtual camera into the true one."""
     if not estimates:
         return []
     rotations = view_rotation(camera.rays([e.crop.center for e in estimates]))
     return [
-        Sighting(e.side, e.posed.rotated(R), e.joints_2d, e.presence, e.side_score)
+        Sighting(e.side, e.posed.rotated(R @ e.crop.turned_back), e.joints_2d, e.presence, e.side_score)
         for e, R in zip(estimates, rotations, strict=True)
     ]
 

@@ -57,7 +57,7 @@ class View:
     """What the network is asked about one place of a frame, and what it answers, for each side.
 
     ``track`` is whose crop it is; None for what the detector has found, and for ``path_of``'s crop where its path from
-    before an entanglement leads (`Track.path_box`).
+    before an entanglement leads (`Track.path_box`). ``turn`` is that of the crop (`Crop`).
     """
 
     box: NDArray[np.float64]
@@ -65,6 +65,7 @@ class View:
     track: Track | None
     answers: dict[Side, Sighting] = field(default_factory=dict)
     path_of: Track | None = None
+    turn: float = 0.0
 
     @property
     def owner(self) -> Track:

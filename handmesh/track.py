@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.crop import turn_upright
 from handmesh.handedness import CERTAIN, SURE, SideBelief, for_side, right_evidence
 from handmesh.placement import project_joints
 from handmesh.records import Camera, HandMesh, Side, Sighting, box_middle_half, box_of_keypoints, other_side
@@ -21,7 +22,10 @@ STEADY_PLACE, STEADY_SIZE = 0.2, 0.35
 """A crop follows its hand fully when that is found so many sizes from where it was expected, or grown by so much (ln),
 and less for less: a crop that does not tremble makes the network's answers tremble less."""
 
-LEAST_PLACE, LEAST_SIZE, MOST_SIZE = 0.1, 0.05, 0.5
+STEADY_TURN = 0.5
+"""The same for a hand that stands off the crop's upright by so many radians."""
+
+LEAST_PLACE, LEAST_SIZE, MOST_SIZE, LEAST_TURN = 0.1, 0.05, 0.5, 0.05
 """Shares of what is found that a crop takes over at least, and of the size at most."""
 
 LOST_COASTS_S = 0.1
@@ -49,6 +53,7 @@ SPEED_OF_SIZES = 6.0
 @dataclass(eq=False)
 class Track:
     """A hand that is followed. Places in the picture are pixels; ``center`` and ``size`` make the next crop's box.
+    ``turn`` is by how much that crop is turned for the hand to stand upright.
 
     ``shown`` is its mesh as last given out. ``alone`` is center, size and drift of its path from when it was last seen
     with no other hand in its crop.
@@ -60,6 +65,7 @@ class Track:
     shown: HandMesh | None = None
     center: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     size: float = 0.0
+    turn: float = 0.0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     missed: int = 0
@@ -169,7 +175,7 @@ class Track:
             self.drift = self.drift + DRIFT_GAIN * trust * (speed - self.drift)
         elif self.missed_s >= LOST_COASTS_S:
             self.drift = np.zeros(2)
-        self._aim(center, size)
+        self._aim(center, size, turn_upright(joints_2d))
         self._seen_at = center
         self._since_s, self.missed, self.missed_s, self.hidden = 0.0, 0, 0.0, False
 
@@ -178,16 +184,18 @@ class Track:
         if trust > 0.5 and for_side(self.side, right_evidence(side_scores)) > SURE:
             self.alone = self.center, self.size, self.drift
 
-    def _aim(self, center: NDArray[np.float64], size: float) -> None:
-        """Cut the next crop around a box, steadily."""
+    def _aim(self, center: NDArray[np.float64], size: float, turn: float) -> None:
+        """Cut the next crop around a box, turned upright, steadily."""
         if self.size == 0.0 or self.missed:
-            self.center, self.size = center, size
+            self.center, self.size, self.turn = center, size, turn
             return
         off = float(np.linalg.norm(center - self.center)) / self.size
         place_gain = min(max(off / STEADY_PLACE, LEAST_PLACE), 1.0)
         size_gain = min(max(abs(math.log(size / self.size)) / STEADY_SIZE, LEAST_SIZE), MOST_SIZE)
         self.center = self.center + place_gain * (center - self.center)
         self.size += size_gain * (size - self.size)
+        askew = math.remainder(turn - self.turn, math.tau)
+        self.turn += min(max(abs(askew) / STEADY_TURN, LEAST_TURN), 1.0) * askew
 
     def miss(self, dt_s: float, score: float, hidden: bool) -> None:
         """Note that the hand was not found in its crop."""

@@ -83,6 +83,10 @@ class _Step:
     def sides(self) -> list[Side]:
         return [side for view in self.views for side in view.sides]
 
+    @property
+    def turns(self) -> list[float]:
+        return [view.turn for view in self.views for _ in view.sides]
+
     def answer(self, hands: Sequence[Sighting]) -> None:
         """Give what the network saw to the views that asked for it."""
         answers = iter(hands)
@@ -93,9 +97,9 @@ class _Step:
 class HandTracker:
     """Follows up to ``max_hands`` hands through a video. Raises ``ValueError`` for settings out of range.
 
-    **Crops.** Each hand's next crop comes from its last mesh and its path. The detector runs while fewer than
-    ``max_hands`` hands are in sight: in every frame while there is none, every other while one has just gone, else in
-    every ``detect_every``-th.
+    **Crops.** Each hand's next crop comes from its last mesh and its path, and is turned so that the hand stands
+    upright. The detector runs while fewer than ``max_hands`` hands are in sight: in every frame while there is none,
+    every other while one has just gone, else in every ``detect_every``-th.
 
     **Numbers.** A hand keeps its ``track_id`` while another one hides it, and for ``remember_s`` seconds out of sight:
     coming back, it is known by side, place and size. Where two hands look like one, the one that is where it was
@@ -198,9 +202,10 @@ class HandTracker:
         for track in self._remembered:
             track.missed_s += dt_s
         self._remembered = [track for track in self._remembered if track.missed_s <= self.remember_s]
-        views = [View(track.box, track.asks, track) for track in self._tracks]
+        views = [View(track.box, track.asks, track, turn=track.turn) for track in self._tracks]
         views += [View(found.box, _both(found.side), None) for found in self._detect(frame)]
-        views += [View(box, _both(track.side), None, path_of=track) for track, box in self._drawn_away(frame)]
+        away = self._drawn_away(frame)
+        views += [View(box, _both(track.side), None, path_of=track, turn=track.turn) for track, box in away]
         return _Step(frame, views, camera, dt_s)
 
     def _advance(self, step: _Step, hands: Sequence[Sighting]) -> list[HandMesh]:
@@ -475,7 +480,11 @@ def track_together(
     if not steps:
         return []
     answers = trackers[0]._estimator.sightings(
-        [s.frame for s in steps], [s.boxes for s in steps], [s.sides for s in steps], [s.camera for s in steps]
+        [s.frame for s in steps],
+        [s.boxes for s in steps],
+        [s.sides for s in steps],
+        [s.camera for s in steps],
+        [s.turns for s in steps],
     )
     return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper, save
 
+from handmesh.skeleton import FINGER_KNUCKLES
+
 CROP_SIZE = 64
 HAND_WIDTH_M = 0.1
 DETECTOR_WIDTH, DETECTOR_HEIGHT, DETECTOR_STRIDE = 320, 256, 8
@@ -32,10 +34,12 @@ FACES = np.array([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 
 
 
 def _keypoint_offsets() -> np.ndarray:
-    """(21, 2) keypoints on a unit square, the wrist below, without mirror symmetry."""
+    """(21, 2) keypoints on a unit square, upright above the wrist, without mirror symmetry."""
     rng = np.random.default_rng(7)
     offsets = rng.uniform(-0.4, 0.4, (21, 2))
     offsets[:5] = [[0.1, 0.5], [-0.5, 0.2], [0.5, -0.1], [-0.2, -0.5], [0.3, 0.3]]
+    knuckles = list(FINGER_KNUCKLES)
+    offsets[knuckles, 0] += offsets[0, 0] - offsets[knuckles, 0].mean()
     return offsets.astype(np.float32)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from samples import mirrored, posed_hand
 
-from handmesh.crop import CROP_SCALE, Crop
+from handmesh.crop import CROP_SCALE, Crop, turn_upright
 from handmesh.datasets.augment import (
     NO_AUGMENT,
     AugmentConfig,
@@ -29,9 +29,19 @@ def target(sample, config=NO_AUGMENT, seed=0):
 def test_crop_affine_is_the_estimators_crop():
     box = np.array([30.0, 50.0, 130.0, 90.0])
     for mirror in (False, True):
-        crop = Crop.from_box(box, 128, mirrored=mirror)
-        affine = crop_affine((80.0, 70.0), 100.0 * CROP_SCALE, 128, mirrored=mirror)
+        crop = Crop.from_box(box, 128, mirrored=mirror, turn=-0.4 if mirror else 0.4)  # of the mirrored picture here
+        affine = crop_affine((80.0, 70.0), 100.0 * CROP_SCALE, 128, mirrored=mirror, turn=0.4)
         np.testing.assert_allclose(affine, crop.affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("keep_left", [0.0, 1.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_hands_are_turned_upright_on_request(flip, keep_left):
+    config = dataclasses.replace(NO_AUGMENT, upright=1.0, keep_left=keep_left)
+    for seed in range(4):
+        sample = posed_hand(seed)
+        row = target(mirrored(sample) if flip else sample, config)
+        assert turn_upright(row.joints_2d) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("config", [NO_AUGMENT, TURNED])

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from handmesh.crop import CROP_SCALE, Crop, view_rotation
+from handmesh.crop import CROP_SCALE, Crop, turn_upright, view_rotation
+from handmesh.skeleton import FINGER_KNUCKLES
 
 CROPS = [
     Crop((100.25, 80.5), 96.0, 64, mirrored=False),
     Crop((100.25, 80.5), 96.0, 64, mirrored=True),
     Crop((-5.0, 300.0), 411.3, 128, mirrored=True),
     Crop((3.0, 3.0), 0.5, 1),
+    Crop((100.25, 80.5), 96.0, 64, turn=0.7),
+    Crop((100.25, 80.5), 96.0, 64, mirrored=True, turn=-2.5),
 ]
 
 
@@ -59,10 +62,11 @@ def test_shrinking_by_whole_numbers_is_averaging(block):
     assert np.abs(found.astype(float) - expected).max() <= 0.5 * math.log2(block) + 1e-9  # rounding to whole numbers
 
 
+@pytest.mark.parametrize("turn", [0.0, 0.8, -2.0])
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("side", [30.0, 77.7, 150.0, 199.0])
-def test_a_spot_is_seen_where_it_is(side, mirrored):
-    crop = Crop((150.3, 121.7), side, 32, mirrored)
+def test_a_spot_is_seen_where_it_is(side, mirrored, turn):
+    crop = Crop((150.3, 121.7), side, 32, mirrored, turn)
     spot = np.array([150.3 + 0.13 * side, 121.7 - 0.09 * side])
     y, x = np.mgrid[:240, :320]
     light = np.exp(-(np.square(x - spot[0]) + np.square(y - spot[1])) / (2 * (side / 12) ** 2))
@@ -74,11 +78,12 @@ def test_a_spot_is_seen_where_it_is(side, mirrored):
     assert np.abs(crop.to_frame(normalised) - spot).max() < 0.02 * side / 32
 
 
+@pytest.mark.parametrize("turn", [0.0, 0.5])
 @pytest.mark.parametrize("side", [40.0, 130.0, 400.0])
-def test_mirrored_frame_gives_the_mirrored_crop(side):
+def test_mirrored_frame_gives_the_mirrored_crop(side, turn):
     frame = np.random.default_rng(2).integers(0, 256, (200, 300, 3), np.uint8)
-    crop = Crop((100.2, 90.7), side, 48)
-    other = Crop((299 - 100.2, 90.7), side, 48, mirrored=True)
+    crop = Crop((100.2, 90.7), side, 48, turn=turn)
+    other = Crop((299 - 100.2, 90.7), side, 48, mirrored=True, turn=-turn)
     difference = crop.cut(frame).astype(int) - other.cut(frame[:, ::-1])
     assert np.abs(difference).max() <= 1  # rounding of interpolation
 
@@ -91,6 +96,29 @@ def test_outside_of_the_frame_is_black():
     assert (picture[11:, 11:] == 255).all()
     for side in (10.0, 300.0):
         assert not Crop((1000.0, 1000.0), side, 16).cut(frame).any()
+
+
+@pytest.mark.parametrize("side", [37.0, 90.0, 300.0])
+def test_a_turned_crop_is_filled_to_its_corners(side):
+    frame = np.full((600, 600, 3), 255, np.uint8)
+    assert Crop((300.0, 300.0), side, 40, turn=0.25 * np.pi).cut(frame).min() == 255
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_hand_turned_upright_has_its_knuckles_above_the_wrist(mirrored):
+    for seed in range(20):
+        joints_2d = np.random.default_rng(seed).uniform(0, 200, (21, 2))
+        crop = Crop((100.0, 100.0), 300.0, 64, mirrored, turn_upright(joints_2d))
+        x, y = crop.to_crop(joints_2d[list(FINGER_KNUCKLES)].mean(0)) - crop.to_crop(joints_2d[0])
+        assert abs(x) < 1e-9
+        assert y < 0
+
+
+def test_a_turn_is_undone_in_space_as_in_the_picture():
+    crop = Crop((0.0, 0.0), 2.0, 64, turn=0.6)
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose((points @ crop.turned_back.T)[:, :2], crop.to_frame(points[:, :2]), atol=1e-12)
+    np.testing.assert_array_equal((points @ crop.turned_back.T)[:, 2], points[:, 2])
 
 
 def test_one_pixel_frame_and_box():

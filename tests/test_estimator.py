@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from handmesh.crop import Crop, view_rotation
+from handmesh.crop import Crop, turn_upright, view_rotation
 from handmesh.estimator import HandMeshEstimator
 from handmesh.records import Camera, Detection, box_of_keypoints
 from handmesh.tracker import HandTracker
@@ -189,8 +189,39 @@ def test_detected_hands_are_looked_at_again_in_the_box_of_their_keypoints(estima
     (hand,) = estimator(frame)
     assert (hand.side, first.side) == ("right", "right")
     assert np.abs(first.joints_2d - second.joints_2d).max() > 1e-3
-    np.testing.assert_array_equal(hand.joints_2d, second.joints_2d)
-    np.testing.assert_array_equal(hand.translation, second.translation)
+    np.testing.assert_allclose(hand.joints_2d, second.joints_2d, atol=1e-4)
+    np.testing.assert_allclose(hand.translation, second.translation, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "center"), [("right", (200, 150)), ("left", (450, 300))])
+def test_a_hand_in_a_turned_crop_is_the_same_hand(estimator, frame, side, center):
+    """The picture turned by a quarter, its crop turned back: the hand turns with the picture."""
+    box = np.array([*np.subtract(center, 65), *np.add(center, 65)], float)
+    quarter = np.array([[0.0, -1.0], [1.0, 0.0]])  # x towards y, about the frame's middle
+    turned = np.ascontiguousarray(np.rot90(frame, -1))
+    (x1, y1), (x2, y2) = ((np.reshape(box, (2, 2)) - (319.5, 255.5)) @ quarter.T + (255.5, 319.5)).tolist()
+    cameras = [Camera.from_fov(640, 512), Camera.from_fov(512, 640)]
+    (plain,), (other,) = estimator.sightings(
+        [frame, turned], [[box], [[x2, y1, x1, y2]]], [[side], [side]], cameras, [[0.0], [-0.5 * np.pi]]
+    )
+    expected = (plain.joints_2d - (319.5, 255.5)) @ quarter.T + (255.5, 319.5)
+    np.testing.assert_allclose(other.joints_2d, expected, atol=1e-3)
+    R = np.block([[quarter, np.zeros((2, 1))], [np.zeros((1, 2)), np.ones((1, 1))]])
+    np.testing.assert_allclose(other.posed.joints, plain.posed.joints @ R.T, atol=1e-5)
+    np.testing.assert_allclose(other.posed.vertices, plain.posed.vertices @ R.T, atol=1e-5)
+    np.testing.assert_allclose(other.posed.rotations[0], R @ plain.posed.rotations[0], atol=1e-5)
+    assert other.side_score == pytest.approx(plain.side_score, abs=1e-3)
+
+
+def test_detected_hands_are_turned_upright_for_the_second_look(estimator, frame, monkeypatch):
+    asked, run = [], estimator._run
+    monkeypatch.setattr(estimator, "_run", lambda wanted: asked.append(wanted) or run(wanted))
+    estimator(frame)
+    first, second = asked
+    assert not any(one.turn for one in first)
+    upright = [turn_upright(estimate.joints_2d) for estimate in run(first)]
+    for one in second:
+        assert min(abs(one.turn - turn) for turn in upright) < 1e-6
 
 
 def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):

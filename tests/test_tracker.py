@@ -9,7 +9,9 @@ import graphs
 import numpy as np
 import pytest
 from hands import sighting
+from scipy.spatial.transform import Rotation
 
+from handmesh.crop import turn_upright
 from handmesh.records import Camera, Detection, HandMesh
 from handmesh.smoothing import OneEuro, Smoothing
 from handmesh.tracker import HandTracker, track_together
@@ -121,9 +123,10 @@ def test_a_hand_at_rest_is_what_the_estimator_sees(make_video, make_estimator, d
     frame = graphs.draw_hand(graphs.draw_hand(dim_frame, RIGHT[:2], RIGHT[2]), LEFT[:2], LEFT[2], "left")
     for hand in hands:
         (plain,) = make_estimator()(frame, boxes=[hand.box], sides=[hand.side])
-        np.testing.assert_allclose(hand.vertices, plain.vertices, atol=1e-3)
+        # The stub sees every hand upright in its crop, so that the tracker's crop turns a little by perspective.
+        np.testing.assert_allclose(hand.vertices, plain.vertices, atol=5e-3)
         np.testing.assert_allclose(hand.translation, plain.translation, atol=0.01)
-        np.testing.assert_allclose(hand.global_orient, plain.global_orient, atol=0.01)
+        np.testing.assert_allclose(hand.global_orient, plain.global_orient, atol=0.05)
         np.testing.assert_allclose(hand.hand_pose, plain.hand_pose, atol=1e-3)
 
 
@@ -304,8 +307,8 @@ class ScriptedEstimator:
     def detect(self, frame):
         return self.found
 
-    def sightings(self, frames, boxes, sides, cameras):
-        (boxes,), (sides,) = boxes, sides
+    def sightings(self, frames, boxes, sides, cameras, turns):
+        (boxes,), (sides,), (self.turns,) = boxes, sides, turns
         self.seen = [self.see(box, side or "right") for box, side in zip(boxes, sides, strict=True)]
         return [[sighting(hand) for hand in self.seen]]
 
@@ -330,6 +333,28 @@ class ScriptedEstimator:
 def scripted(estimator, dim_frame) -> ScriptedEstimator:
     (pattern,) = estimator(graphs.draw_hand(dim_frame, (300, 200), 130), boxes=[[235, 135, 365, 265]], sides=["right"])
     return ScriptedEstimator(pattern)
+
+
+def test_crops_turn_with_the_hand_and_hold_still_for_a_tremble(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None, max_hands=1)
+    scripted.found = [Detection(A, "right", 0.9)]
+    tilts, turns = [0.3, 0.35, 0.3, 2.4, 2.4], []
+
+    def at_a_tilt(box, side):
+        hand = scripted.hand_at(A, side)
+        angle = tilts[len(turns)] + turn_upright(hand.joints_2d)
+        R = Rotation.from_euler("z", angle).as_matrix().astype(np.float32)
+        joints = hand.joints @ R.T
+        return replace(hand, joints=joints, joints_2d=hand.camera.project(joints + hand.translation))
+
+    scripted.see = at_a_tilt
+    for k in range(5):
+        tracker(dim_frame, k / FPS)
+        turns.append(scripted.turns[0])
+    assert turns[0] == 0.0
+    assert turns[1] == pytest.approx(-0.3, abs=0.1)
+    assert abs(turns[2] - turns[1]) < 0.02
+    assert abs(turns[4] - turns[3]) > 1.5
 
 
 A, B = np.array([100.0, 150, 230, 280]), np.array([400.0, 150, 530, 280])

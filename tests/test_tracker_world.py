@@ -60,7 +60,7 @@ class World:
         noisy = [(actor, box + self.rng.normal(0, 4, 4)) for actor, box in self.boxes()]
         return [Detection(box, self.rng.choice(["left", "right"]), 0.9) for _, box in noisy]
 
-    def sightings(self, frames, boxes, sides, cameras):
+    def sightings(self, frames, boxes, sides, cameras, turns):
         (boxes,), (sides,) = boxes, sides
         self.runs += len(boxes)
         return [[sighting(self.answer(np.asarray(box), side)) for box, side in zip(boxes, sides, strict=True)]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
-from handmesh.crop import CROP_SCALE, view_rotation
+from handmesh.crop import CROP_SCALE, turn_upright, view_rotation
 from handmesh.datasets.sample import HandSample, Target
 from handmesh.skeleton import FINGER_KNUCKLES
 
@@ -25,6 +25,8 @@ class AugmentConfig:
     turn_limit_deg: float = 0.0  # and by as much as this, uniformly
     large_turn: float = 0.1  # turn by any angle
     large_photo_turn: float = 0.4  # the same for photos that a tracker labelled: people hold hands up for those
+    upright: float = 0.6  # instead of these, turn until the hand stands upright ...
+    upright_turn_deg: float = 15.0  # ... but for this standard deviation
     keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
     new_background: float = 0.7  # of rendered hands
     new_photo_background: float = 0.4
@@ -128,6 +130,9 @@ def make_target(
         turn = rng.uniform(-np.pi, np.pi)
     keep_left = rng.random() < config.keep_left
     mirrored = (sample.side == "left") != keep_left
+    if rng.random() < config.upright:
+        upright = turn_upright(sample.joints_2d)
+        turn = (-upright if mirrored else upright) + np.radians(rng.normal(0, config.upright_turn_deg))
     to_crop = crop_affine((centre[0], centre[1]), side, size, turn=turn, mirrored=mirrored)
 
     image, mask = _cut_layers(sample, to_crop, size, config, pool, rng)

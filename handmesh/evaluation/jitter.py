@@ -175,11 +175,11 @@ class Replay:
             self._found[key] = self._estimator.detect(frame)
         return self._found[key]
 
-    def sightings(self, frames: Any, boxes: Any, sides: Any, cameras: Any) -> Any:
+    def sightings(self, frames: Any, boxes: Any, sides: Any, cameras: Any, turns: Any) -> Any:
         places = [np.round(np.asarray(of_frame, float), 3).tobytes() for of_frame in boxes]
-        key = (tuple(hash(frame.tobytes()) for frame in frames), tuple(places), str(sides))
+        key = (tuple(hash(frame.tobytes()) for frame in frames), tuple(places), str(sides), str(turns))
         if key not in self._answers:
-            self._answers[key] = self._estimator.sightings(frames, boxes, sides, cameras)
+            self._answers[key] = self._estimator.sightings(frames, boxes, sides, cameras, turns)
         return self._answers[key]
 
 
