@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -37,6 +38,9 @@ from handmesh.smoothing import rotmat_to_rotvec
 PRESENCE = 0.99
 """What the network must say for a detected hand to be given out, unless another threshold is asked for."""
 
+ASKEW = 0.5
+"""A hand that stands off upright by more radians is looked at again in a crop that is turned."""
+
 _OUTPUTS = ("rotations", "betas", "vertices", "joints", "joints_2d", "presence", "right")
 
 
@@ -48,7 +52,7 @@ class _Wanted:
     box: NDArray[np.float64]
     side: Side
     fixed: bool  # the side is known
-    turn: float = 0.0  # of the crop
+    turn: float | None = None  # of the crop; None where nobody knows how the hand is turned
     detected: bool = False
 
 
@@ -176,21 +180,26 @@ class HandMeshEstimator:
         boxes: ArrayLike | None = None,
         sides: Sequence[Side | None] | None = None,
         camera: Camera | None = None,
+        turns: Sequence[float | None] | None = None,
     ) -> list[HandMesh]:
         """The hands of a frame (H, W, 3) uint8 RGB; OpenCV's frames are BGR: give ``frame[..., ::-1]``.
 
         Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
-        for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept. Detected
-        hands are looked at twice, first in the detector's box, then, as one side if that is sure, in the box of the
-        keypoints seen there. Without ``camera`` that of the attribute `camera` is used; where there is none either, a
-        field of view of 60 degrees across the longer side is assumed, and ``HandMesh.camera.assumed`` says so.
+        for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept. ``turns``
+        are the angles in radians (x towards y) by which the boxes' crops are turned for the hands to stand upright;
+        where that is missing or None, a hand that stands more than `ASKEW` off upright is looked at twice, then in a
+        turned crop. Detected hands are always looked at twice, first in the detector's box, then, as one side if that
+        is sure, in the box of the keypoints seen there, turned. Without ``camera`` that of the attribute `camera` is
+        used; where there is none either, a field of view of 60 degrees across the longer side is assumed, and
+        ``HandMesh.camera.assumed`` says so.
 
         Raises ``TypeError`` or ``ValueError`` for a bad frame (`check_frame`), for boxes that are malformed, inverted
-        or wholly outside the frame, for sides that do not match the boxes and for a camera of another frame size.
+        or wholly outside the frame, for sides or turns that do not match the boxes and for a camera of another frame
+        size.
         """
-        (hands,) = self.batch([frame_rgb], [boxes], [sides], [camera])
+        (hands,) = self.batch([frame_rgb], [boxes], [sides], [camera], [turns])
         return hands
 
     def batch(
@@ -199,6 +208,7 @@ class HandMeshEstimator:
         boxes: Sequence[ArrayLike | None] | None = None,
         sides: Sequence[Sequence[Side | None] | None] | None = None,
         cameras: Sequence[Camera | None] | None = None,
+        turns: Sequence[Sequence[float | None] | None] | None = None,
     ) -> list[list[HandMesh]]:
         """The hands of each of some frames, as one call a frame gives them, but with one run of the network for all.
 
@@ -209,7 +219,7 @@ class HandMeshEstimator:
         known = [
             check_camera(camera, frame, self.camera) for camera, frame in zip(cameras or nothing, checked, strict=True)
         ]
-        seen = self.sightings(checked, boxes or nothing, sides or nothing, known)
+        seen = self.sightings(checked, boxes or nothing, sides or nothing, known, turns or nothing)
         return [_place_hands(of_frame, camera) for of_frame, camera in zip(seen, known, strict=True)]
 
     def sightings(
@@ -218,15 +228,13 @@ class HandMeshEstimator:
         boxes: Sequence[ArrayLike | None],
         sides: Sequence[Sequence[Side | None] | None],
         cameras: Sequence[Camera],
-        turns: Sequence[Sequence[float] | None] | None = None,
+        turns: Sequence[Sequence[float | None] | None],
     ) -> list[list[Sighting]]:
         """What `batch` makes its hands of, for callers that pose and place them themselves.
 
-        ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera. ``turns`` are the angles,
-        one a box, by which their crops are turned for the hands to stand upright (`Crop`).
+        ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera.
         """
-        given = zip(frames, boxes, sides, turns or [None] * len(frames), strict=True)
-        wanted = [self._wanted(*of_frame) for of_frame in given]
+        wanted = [self._wanted(*of_frame) for of_frame in zip(frames, boxes, sides, turns, strict=True)]
         estimates = iter(self._estimate([one for of_frame in wanted for one in of_frame]))
         seen = []
         for asked, own_boxes, camera in zip(wanted, boxes, cameras, strict=True):
@@ -276,31 +284,36 @@ class HandMeshEstimator:
         frame: NDArray[np.uint8],
         boxes: ArrayLike | None,
         sides: Sequence[Side | None] | None,
-        turns: Sequence[float] | None,
+        turns: Sequence[float | None] | None,
     ) -> list[_Wanted]:
         """What to estimate in a frame: the boxes that were given, or those that the detector finds."""
         if boxes is None:
-            if sides is not None:
-                raise ValueError("sides were given without boxes: give the boxes that they belong to, or neither")
+            for name, given in (("sides", sides), ("turns", turns)):
+                if given is not None:
+                    raise ValueError(f"{name} were given without boxes: give the boxes that they belong to, or neither")
             return [_Wanted(frame, found.box, found.side, False, detected=True) for found in self.detect(frame)]
         checked = _check_boxes(boxes, frame)
         given = _check_sides(sides, len(checked))
         return [
             _Wanted(frame, box, side or "right", side is not None, turn)
-            for box, side, turn in zip(checked, given, turns or [0.0] * len(checked), strict=True)
+            for box, side, turn in zip(checked, given, _check_turns(turns, len(checked)), strict=True)
         ]
 
     def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
-        """One estimate each; a detector's box is rough, so that its hand is looked at again, in its keypoints' box and
-        turned upright."""
+        """One estimate each. Hands are looked at again, turned upright, where they turn out to lie `ASKEW`, and where a
+        detector's box is rough, then in the box of the keypoints."""
         estimates, heard = self._look(wanted, [0.0] * len(wanted))
-        again = [i for i, one in enumerate(wanted) if one.detected]
+        again = [
+            i
+            for i, (one, seen) in enumerate(zip(wanted, estimates, strict=True))
+            if one.detected or (one.turn is None and abs(turn_upright(seen.joints_2d)) > ASKEW)
+        ]
         closer = [
             replace(
                 wanted[i],
-                box=box_of_keypoints(estimates[i].joints_2d),
+                box=box_of_keypoints(estimates[i].joints_2d) if wanted[i].detected else wanted[i].box,
                 side=estimates[i].side,
-                fixed=abs(heard[i]) >= SURE,
+                fixed=wanted[i].fixed or abs(heard[i]) >= SURE,
                 turn=turn_upright(estimates[i].joints_2d),
             )
             for i in again
@@ -328,7 +341,9 @@ class HandMeshEstimator:
         if not wanted:
             return []
         crops = [
-            Crop.from_box(hand.box, self._size, mirrored=hand.side == "left", turn=hand.turn, scale=self._crop_scale)
+            Crop.from_box(
+                hand.box, self._size, mirrored=hand.side == "left", turn=hand.turn or 0.0, scale=self._crop_scale
+            )
             for hand in wanted
         ]
         pictures = np.stack([crop.cut(hand.frame) for crop, hand in zip(crops, wanted, strict=True)])
@@ -483,3 +498,14 @@ def _check_sides(sides: Sequence[Side | None] | None, count: int) -> list[Side |
         if side is not None:
             check_side(side, f"sides[{i}]")
     return list(sides)
+
+
+def _check_turns(turns: Sequence[float | None] | None, count: int) -> list[float | None]:
+    if turns is None:
+        return [None] * count
+    if len(turns) != count:
+        raise ValueError(f"turns must hold one angle a box: there are {count} boxes and {len(turns)} turns")
+    for i, turn in enumerate(turns):
+        if turn is not None and not math.isfinite(turn):
+            raise ValueError(f"turns[{i}] must be a finite number of radians but is {turn}")
+    return list(turns)

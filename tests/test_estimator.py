@@ -224,6 +224,24 @@ def test_detected_hands_are_turned_upright_for_the_second_look(estimator, frame,
         assert min(abs(one.turn - turn) for turn in upright) < 1e-6
 
 
+@pytest.mark.parametrize("side", ["right", None])
+@pytest.mark.parametrize("tilt", [-0.4, 0.4, 0.7, 3.0])
+def test_hands_in_given_boxes_are_looked_at_again_where_they_lie_askew(make_estimator, frame, monkeypatch, tilt, side):
+    R = Rotation.from_euler("z", tilt).as_matrix()[:2, :2]
+    tilted = (graphs.KEYPOINT_OFFSETS @ R.T).astype(np.float32)
+    estimator, asked = make_estimator(joints_2d=tilted), []
+    run = estimator._run
+    monkeypatch.setattr(estimator, "_run", lambda wanted: asked.append(wanted) or run(wanted))
+    (hand,) = estimator(frame, boxes=[BOX], sides=[side])
+    assert [one[0].turn for one in asked[:1]] == [None]
+    assert [one[0].turn for one in asked[1:] if one] == ([] if abs(tilt) < 0.5 else [pytest.approx(-tilt, abs=1e-5)])
+    assert all(np.array_equal(one.box, BOX) for looks in asked for one in looks)
+    assert hand.side == "right"
+    asked.clear()
+    estimator(frame, boxes=[BOX], sides=[side], turns=[-0.2])
+    assert [one[0].turn for one in asked if one] == [-0.2]  # known: one look
+
+
 def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):
     monkeypatch.setattr(estimator, "detector", lambda frame: [Detection(np.array(BOX, float), "right", 0.9)])
     run, said = estimator._run, iter([0.8, 0.2, 0.4, 0.6])  # leaning to a right hand, then less to a left one
@@ -360,6 +378,9 @@ def test_boxes_partly_outside_are_taken(estimator, dim_frame):
         ({"boxes": [BOX], "sides": ["Left"]}, ValueError, r"sides\[0\] must be"),
         ({"boxes": [BOX], "sides": "left"}, TypeError, "not the string"),
         ({"sides": ["left"]}, ValueError, "without boxes"),
+        ({"turns": [0.5]}, ValueError, "turns were given without boxes"),
+        ({"boxes": [BOX], "turns": [0.5, 0.1]}, ValueError, "1 boxes and 2 turns"),
+        ({"boxes": [BOX], "turns": [np.nan]}, ValueError, r"turns\[0\] must be a finite number"),
         ({"camera": "webcam"}, TypeError, "handmesh.Camera"),
         ({"camera": Camera.from_fov(1280, 1024)}, ValueError, r"camera.resized\(640, 512\)"),
     ],

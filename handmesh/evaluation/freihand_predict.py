@@ -115,7 +115,8 @@ class NetworkHands:
             height, width = image.shape[:2]
             frames.append(cv2.warpPerspective(image, to_rolled, (width, height)) if view.roll_deg else image)
         sides: list[list[Side | None]] = [["right"]] * len(frames)
-        hands = self.estimator.batch(frames, rolled_boxes, sides, rolled_cameras)
+        as_is = [[0.0]] * len(frames)  # one look: the benchmark's pictures are not turned upright
+        hands = self.estimator.batch(frames, rolled_boxes, sides, rolled_cameras, as_is)
         joints = np.stack([hand.joints.astype(np.float64) + hand.translation for (hand,) in hands])
         vertices = np.stack([hand.vertices.astype(np.float64) + hand.translation for (hand,) in hands])
         return Frames(joints @ R_rolled_cam, vertices @ R_rolled_cam)
