@@ -55,8 +55,9 @@ class DotReader:
     def __init__(self) -> None:
         self.boxes: list[np.ndarray] = []
 
-    def batch(self, frames, boxes, sides, cameras: Sequence[Camera]) -> list[list[HandMesh]]:
+    def batch(self, frames, boxes, sides, cameras: Sequence[Camera], turns) -> list[list[HandMesh]]:
         assert sides == [["right"]] * len(frames)
+        assert turns == [[0.0]] * len(frames)
         self.boxes += [np.asarray(box)[0] for box in boxes]
         return [[self._read(frame, camera)] for frame, camera in zip(frames, cameras, strict=True)]
 
