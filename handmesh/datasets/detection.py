@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.image_folders import image_files
+from handmesh.skeleton import KEYPOINTS
 
 # By person and place: nobody who is in one split is in another.
 TRAIN_SETS = ("subhi_webcam", "lebanese_gestures", "asl_letters_davidlee", "sign_digits", "grocery_holding")
@@ -33,7 +34,7 @@ VIEWS_PER_PANORAMA = 8  # `hdri_crops` shows each panorama this often, in sequen
 MAX_SPREAD = 0.05  # pseudo-labels that disagree by more (of the hand's size) are mostly wrong
 SIGMA_FRACTION = 0.09  # standard deviation of a centre's Gaussian as a fraction of the box (0.54 / 6: TTFNet, 2019)
 MIN_SIGMA_CELLS = 0.6
-TRIANGLE = (0, 5, 17)  # wrist, index1 and little1 among the 21 keypoints: which way round they go tells the side
+TRIANGLE = tuple(map(KEYPOINTS.index, ("wrist", "index1", "little1")))  # which way round they go tells the side
 MIN_SEEN = 0.65  # share of a box inside the picture below which a hand is not trusted
 MAX_SHARED = 0.6  # share of a second hand's box inside the first's above which it is not trusted
 MIN_ARM = 0.03  # share of a picture that an arm without its hand has to cover
