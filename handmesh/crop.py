@@ -65,8 +65,7 @@ class Crop:
     @property
     def turned_back(self) -> NDArray[np.float64]:
         """(3, 3) rotation about the optical axis that undoes the turn of what is seen, once out of the mirror."""
-        cos, sin = math.cos(self.turn), math.sin(self.turn)
-        return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        return roll(-self.turn)
 
     def to_crop(self, points_px: ArrayLike) -> NDArray[np.float64]:
         """Pixels of the frame (..., 2) to normalised coordinates of the crop."""
@@ -162,6 +161,12 @@ def turn_upright(joints_2d: NDArray[np.floating]) -> float:
     """
     x, y = (joints_2d[list(FINGER_KNUCKLES)].mean(0) - joints_2d[0]).tolist()
     return math.remainder(-0.5 * math.pi - math.atan2(y, x), math.tau)
+
+
+def roll(angle: float) -> NDArray[np.float64]:
+    """Rotation (3, 3) about the optical axis by ``angle`` radians, x towards y."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
 def view_rotation(ray: ArrayLike) -> NDArray[np.float64]:

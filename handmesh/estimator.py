@@ -303,18 +303,15 @@ class HandMeshEstimator:
         """One estimate each. Hands are looked at again, turned upright, where they turn out to lie `ASKEW`, and where a
         detector's box is rough, then in the box of the keypoints."""
         estimates, heard = self._look(wanted, [0.0] * len(wanted))
-        again = [
-            i
-            for i, (one, seen) in enumerate(zip(wanted, estimates, strict=True))
-            if one.detected or (one.turn is None and abs(turn_upright(seen.joints_2d)) > ASKEW)
-        ]
+        upright = {i: turn_upright(estimates[i].joints_2d) for i, one in enumerate(wanted) if one.turn is None}
+        again = [i for i, turn in upright.items() if wanted[i].detected or abs(turn) > ASKEW]
         closer = [
             replace(
                 wanted[i],
                 box=box_of_keypoints(estimates[i].joints_2d) if wanted[i].detected else wanted[i].box,
                 side=estimates[i].side,
                 fixed=wanted[i].fixed or abs(heard[i]) >= SURE,
-                turn=turn_upright(estimates[i].joints_2d),
+                turn=upright[i],
             )
             for i in again
         ]

@@ -185,11 +185,11 @@ def test_detected_hands_are_looked_at_again_in_the_box_of_their_keypoints(estima
     rough = Detection(np.array([200.0, 90.0, 390.0, 270.0]), "left", 0.9)
     monkeypatch.setattr(estimator, "detector", lambda frame: [rough])
     (first,) = estimator(frame, boxes=[rough.box])
-    (second,) = estimator(frame, boxes=[first.box])
+    (second,) = estimator(frame, boxes=[first.box], turns=[turn_upright(first.joints_2d)])
     (hand,) = estimator(frame)
     assert (hand.side, first.side) == ("right", "right")
     assert np.abs(first.joints_2d - second.joints_2d).max() > 1e-3
-    np.testing.assert_allclose(hand.joints_2d, second.joints_2d, atol=1e-4)
+    np.testing.assert_allclose(hand.joints_2d, second.joints_2d, atol=1e-5)  # the angle comes of float32 keypoints here
     np.testing.assert_allclose(hand.translation, second.translation, atol=1e-6)
 
 

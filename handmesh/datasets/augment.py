@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
-from handmesh.crop import CROP_SCALE, turn_upright, view_rotation
+from handmesh.crop import CROP_SCALE, Crop, roll, turn_upright, view_rotation
 from handmesh.datasets.sample import HandSample, Target
 from handmesh.skeleton import FINGER_KNUCKLES
 
@@ -104,10 +104,7 @@ def crop_affine(
     centre: tuple[float, float], side: float, size: int, *, turn: float = 0.0, mirrored: bool = False
 ) -> np.ndarray:
     """The affine map (2, 3) from image pixels to the pixels of a square crop, turned by `turn` rad (x towards y)."""
-    scale = size / side
-    cos, sin = scale * np.cos(turn), scale * np.sin(turn)
-    linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
-    return np.concatenate([linear, ((size - 1) / 2 - linear @ np.asarray(centre))[:, None]], 1)
+    return Crop(centre, side, size, mirrored, -turn if mirrored else turn).affine  # turned before it is mirrored
 
 
 def make_target(
@@ -241,8 +238,7 @@ def _no_hand(crop: np.ndarray) -> Target:
 
 def _view_change(sample: HandSample, centre: np.ndarray, turn: float) -> np.ndarray:
     """Rotation (3, 3) from (mirrored, for a left hand) camera axes to the crop's virtual camera, turned by `turn`."""
-    cos, sin = np.cos(turn), np.sin(turn)
-    T_turned_view = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    T_turned_view = roll(turn)
     if sample.intrinsics is None:
         return T_turned_view
     ray = np.linalg.solve(sample.intrinsics, np.array([centre[0], centre[1], 1.0]))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from handmesh.assets import HandModelArrays
 from handmesh.atomic import written_whole
-from handmesh.crop import CROP_SCALE
+from handmesh.crop import CROP_SCALE, roll
 from handmesh.datasets.freihand_files import FreiHandSplit, camera_of, scale_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.freihand_score import Frames
@@ -99,9 +99,7 @@ class NetworkHands:
         self, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Array], cameras: Sequence[Camera], view: View
     ) -> Frames:
         """Hands in the true camera, of one view of it."""
-        angle = np.radians(view.roll_deg)
-        cos, sin = np.cos(angle), np.sin(angle)
-        R_rolled_cam = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        R_rolled_cam = roll(np.radians(view.roll_deg))
         frames, rolled_boxes, rolled_cameras = [], [], []
         for image, box, camera in zip(images, boxes, cameras, strict=True):
             to_rolled = camera.matrix @ R_rolled_cam @ np.linalg.inv(camera.matrix)
