@@ -190,12 +190,11 @@ class Track:
             self.center, self.size, self.turn = center, size, turn
             return
         off = float(np.linalg.norm(center - self.center)) / self.size
-        place_gain = min(max(off / STEADY_PLACE, LEAST_PLACE), 1.0)
-        size_gain = min(max(abs(math.log(size / self.size)) / STEADY_SIZE, LEAST_SIZE), MOST_SIZE)
-        self.center = self.center + place_gain * (center - self.center)
-        self.size += size_gain * (size - self.size)
+        grown = abs(math.log(size / self.size))
         askew = math.remainder(turn - self.turn, math.tau)
-        self.turn += min(max(abs(askew) / STEADY_TURN, LEAST_TURN), 1.0) * askew
+        self.center = self.center + _share(off / STEADY_PLACE, LEAST_PLACE) * (center - self.center)
+        self.size += _share(grown / STEADY_SIZE, LEAST_SIZE, MOST_SIZE) * (size - self.size)
+        self.turn += _share(abs(askew) / STEADY_TURN, LEAST_TURN) * askew
 
     def miss(self, dt_s: float, score: float, hidden: bool) -> None:
         """Note that the hand was not found in its crop."""
@@ -223,6 +222,11 @@ class Track:
         place = min(float(np.linalg.norm(center - self.center)) / reach, 2.0)
         growth = abs(math.log(size / self.size)) / (1.0 + 2.0 * self.missed_s)
         return 1.5 * side - place - growth
+
+
+def _share(of_full: float, least: float, most: float = 1.0) -> float:
+    """What a crop takes over of a change that is so many times the one that it follows fully."""
+    return min(max(of_full, least), most)
 
 
 def middle_and_size(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
