@@ -40,13 +40,14 @@ class OneEuro:
 class Smoothing:
     """The tracker's three filters.
 
-    The defaults lag by 80 to 110 ms at rest, where only trembling is lost, and by less than a frame of 30 a second for
-    fingers that have been turning at 7 rad/s or a hand that has been crossing half the view in a second.
+    The defaults lag by 110 to 160 ms at rest, where only trembling is lost, and by less than half a frame of 30 a
+    second for fingers that have been turning at 5 rad/s or a hand that has been crossing a fifth of the view in a
+    second.
     """
 
-    rotation: OneEuro = OneEuro(min_cutoff_hz=1.5, beta=0.5)
+    rotation: OneEuro = OneEuro(min_cutoff_hz=1.0, beta=2.0)
     """Speed in rad/s."""
-    translation: OneEuro = OneEuro(min_cutoff_hz=2.0, beta=6.0)
+    translation: OneEuro = OneEuro(min_cutoff_hz=1.5, beta=50.0)
     """Speed of x/z and y/z, each per second: a sideways hand is not held back by a noisy depth."""
     depth: OneEuro = OneEuro(min_cutoff_hz=1.0, beta=4.0)
     """Speed of ln z per second."""
