@@ -8,6 +8,8 @@ from samples import posed_hand
 
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.cutout import hand_opacity
+from handmesh.datasets.detection import Photo, load_photographed
+from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
 from handmesh.skeleton import FINGER_KNUCKLES, KEYPOINT_BONES
@@ -66,14 +68,48 @@ def test_cut_out_photos_get_other_backgrounds_and_keep_their_hands():
         assert np.median(differences) > 60
 
 
-def test_photos_are_cut_out_on_request(tmp_path):
+@pytest.fixture
+def photo_set(tmp_path):
+    """A set of one photo of a left hand."""
     image, joints, _ = photo(0)
     cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
-    hand = {"side": "right", "kp2d": joints.tolist(), "kp3d": np.ones((21, 3)).tolist(), "spread": 0.01}
+    hand = {"side": "left", "kp2d": joints.tolist(), "kp3d": np.ones((21, 3)).tolist(), "spread": 0.01}
     (tmp_path / "labels.json").write_text(json.dumps({"a.png": {"size": [300, 300], "hands": [hand]}}))
-    assert PhotoDataset([tmp_path])[0].alpha is None
-    (sample,) = list(PhotoDataset([tmp_path], cut_out=True))
+    return tmp_path
+
+
+def test_photos_are_cut_out_on_request(photo_set):
+    assert PhotoDataset([photo_set])[0].alpha is None
+    (sample,) = list(PhotoDataset([photo_set], cut_out=True))
     assert sample.alpha is not None
     assert sample.alpha.shape == sample.image.shape[:2]
     x, y = sample.joints_2d[9].round().astype(int)
     assert sample.alpha[y, x] > 127
+
+
+def test_detector_frames_show_the_cut_out_hand_and_not_its_wall(photo_set):
+    (hand,) = load_photographed(photo_set)
+    assert hand.hands.right.tolist() == [False]
+    plain = Photo(np.full((120, 160, 3), (0, 200, 0), np.uint8))
+    pictures = Pictures([[hand]], [1.0], [plain], [], photographed=[[hand]])
+    config = ComposerConfig(
+        width=160,
+        height=120,
+        scene=0,
+        collage=0,
+        cutouts=1.0,
+        on_photo=0,
+        arms=0,
+        skin=0,
+        cover=0,
+        streak=0,
+        letterbox=0,
+    )
+    config = dataclasses.replace(config, hand_sides=(0.4, 0.5), degrade=NO_AUGMENT)
+    shown = 0
+    for seed in range(6):
+        frame = compose(pictures, config, np.random.default_rng(seed))
+        wall = (np.abs(frame.image.astype(int) - WALL).max(-1) < 25).mean()
+        assert wall < 0.02  # of all pixels: what is left of it at the hand's border
+        shown += len(frame.hands)
+    assert shown >= 6

@@ -223,7 +223,7 @@ def test_frames_come_with_and_without_hands_in_the_stated_sizes() -> None:
 
 def test_frames_without_hands_show_parts_of_photos_away_from_their_hands() -> None:
     """The marked photo's hand is white: no such frame may show it."""
-    config = ComposerConfig(width=64, height=48, scene=0, collage=0, rendered=0, elsewhere=1.0, letterbox=0, skin=0)
+    config = ComposerConfig(width=64, height=48, scene=0, collage=0, cutouts=0, elsewhere=1.0, letterbox=0, skin=0)
     clean = replace(config, person=0.0, degrade=NO_AUGMENT)
     parts = 0
     for seed in range(150):
@@ -248,9 +248,7 @@ def test_a_moving_hand_smears_along_its_streak_and_keeps_its_light() -> None:
 def test_covered_hands_and_arms_without_hands() -> None:
     arm = Photo(np.full((60, 60, 3), 200, np.uint8), alpha=np.full((60, 60), 255, np.uint8))
     pictures = replace(_pictures(), arms=[arm])
-    config = ComposerConfig(
-        width=WIDTH, height=HEIGHT, scene=0, collage=0, rendered=0, elsewhere=0, arms=1.0, cover=1.0
-    )
+    config = ComposerConfig(width=WIDTH, height=HEIGHT, scene=0, collage=0, cutouts=0, elsewhere=0, arms=1.0, cover=1.0)
     frames = [compose(pictures, config, np.random.default_rng([8, seed])) for seed in range(10)]
     assert all(len(frame.hands) == 0 for frame in frames)
     covered = [compose(pictures, replace(config, collage=1.0), np.random.default_rng([9, s])).hands for s in range(30)]

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.photos import PhotoDataset
 from handmesh.image_folders import image_files
 from handmesh.skeleton import KEYPOINTS
 
@@ -191,6 +192,24 @@ def load_arms(root: str | Path, limit: int) -> list[Photo]:
         if (alpha > 128).mean() >= MIN_ARM:
             arms.append(Photo(sample.image, Hands.none(), alpha, f"{root}/{index:08d} without its hand"))
     return arms
+
+
+def load_photographed(folder: str | Path) -> list[Photo]:
+    """The labelled hands of one set, cut out with their forearms, but for those that do not stand out (`hand_opacity`).
+
+    Raises FileNotFoundError without a labels.json.
+    """
+    known = np.ones(1, bool)
+    return [
+        Photo(
+            sample.image,
+            Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known),
+            sample.alpha,
+            str(folder),
+        )
+        for sample in PhotoDataset([Path(folder)], cut_out=True)
+        if sample.alpha is not None
+    ]
 
 
 def _with_other(hands: Hands, keypoints: NDArray, size: int) -> Hands:

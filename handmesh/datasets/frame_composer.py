@@ -27,13 +27,15 @@ class ComposerConfig:
     hand_sides: tuple[float, float] = (0.06, 0.75)  # longer box side / frame width, log-uniform
     scene: float = 0.28  # one photo fills the frame, its hand where the photo has it
     collage: float = 0.17  # photos pasted small on a hand-free picture
-    rendered: float = 0.37  # rendered hands on other pictures, where there are any; the rest has no hand
-    on_photo: float = 0.3  # a rendered hand is held before a photo with hands, its face or its chest
+    cutouts: float = 0.37  # hands that are cut out on other pictures, where there are any; the rest has no hand
+    photographed: float = 0.5  # a cut-out hand is a photographed one; else it is rendered
+    on_photo: float = 0.3  # a cut-out hand is held before a photo with hands, its face or its chest
     elsewhere: float = 0.3  # a frame without hands is part of a labelled photo, away from its hands
     person: float = 0.4  # a person without hands somewhere, where the frame is not one photo
     arms: float = 0.3  # an arm without its hand somewhere, where the frame is not one photo
     skin: float = 0.2  # a skin-coloured thing somewhere, likewise
-    streak: float = 0.15  # a rendered hand moves
+    turned: float = 0.4  # a hand or arm that is cut out comes from any direction
+    streak: float = 0.15  # a cut-out hand moves
     cover: float = 0.08  # something stands before a hand
     unstretch: float = 0.4
     letterbox: float = 0.5
@@ -50,7 +52,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What frames are made of. `sets`: photos with hands by set; `weights`: how often each set is drawn."""
+    """What frames are made of. `sets`: photos with hands by set; `weights`: how often each set is drawn.
+
+    `photographed`: hands cut out of the photos, by set too; `rendered` and `arms` are cut-outs as well.
+    """
 
     sets: Sequence[Sequence[Photo]]
     weights: Sequence[float]
@@ -58,17 +63,33 @@ class Pictures:
     people: Sequence[Photo]
     rendered: Sequence[Photo] = ()
     arms: Sequence[Photo] = ()
+    photographed: Sequence[Sequence[Photo]] = ()
 
     def __post_init__(self) -> None:
         if len(self.sets) != len(self.weights) or not all(self.sets):
             raise ValueError("every set of photos needs a weight and at least one photo")
+        if len(self.photographed) not in (0, len(self.sets)):
+            raise ValueError("cut-outs of photos come by set, as the photos do")
         if not self.backgrounds:
             raise ValueError("frames need at least one background picture")
 
     def draw(self, rng: np.random.Generator) -> Photo:
         """A photo with hands."""
-        share = np.asarray(self.weights, float) / sum(self.weights)
-        return _pick(self.sets[int(rng.choice(len(self.sets), p=share))], rng)
+        return self._of_sets(self.sets, rng)
+
+    @property
+    def have_cutouts(self) -> bool:
+        return bool(self.rendered) or any(self.photographed)
+
+    def draw_cutout(self, photographed: float, rng: np.random.Generator) -> Photo:
+        """A hand that is cut out, with this probability of a photo where both kinds are there."""
+        if any(self.photographed) and (not self.rendered or rng.random() < photographed):
+            return self._of_sets(self.photographed, rng)
+        return _pick(self.rendered, rng)
+
+    def _of_sets(self, sets: Sequence[Sequence[Photo]], rng: np.random.Generator) -> Photo:
+        share = np.array([weight if photos else 0.0 for photos, weight in zip(sets, self.weights, strict=True)])
+        return _pick(sets[int(rng.choice(len(sets), p=share / share.sum()))], rng)
 
 
 def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator) -> Frame:
@@ -80,11 +101,11 @@ def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator
         frame = _empty(pictures, config, rng)
         for _ in range(1 + rng.binomial(2, 0.35)):
             frame = paste_hand(frame, pictures.draw(rng), config, rng)
-    elif pictures.rendered and kind < config.scene + config.collage + config.rendered:
+    elif pictures.have_cutouts and kind < config.scene + config.collage + config.cutouts:
         below = _scene if rng.random() < config.on_photo else _empty
         frame = below(pictures, config, rng)
         for _ in range(1 + rng.binomial(2, 0.35)):
-            frame = paste_hand(frame, _pick(pictures.rendered, rng), config, rng)
+            frame = paste_hand(frame, pictures.draw_cutout(config.photographed, rng), config, rng)
     else:
         frame = _elsewhere(pictures.draw(rng), config, rng) if rng.random() < config.elsewhere else None
         frame = _empty(pictures, config, rng) if frame is None else frame
@@ -276,7 +297,7 @@ def _linear(
 ) -> NDArray[np.float64]:
     """(2, 2): scale, stretch, turn and mirror."""
     turn = rng.normal(0, 12.0 if turn_deg is None else turn_deg)
-    if turn_deg is None and rng.random() < (0.25 if photo.alpha is not None else 0.1):
+    if turn_deg is None and rng.random() < (config.turned if photo.alpha is not None else 0.1):
         turn = rng.uniform(-180, 180)
     elif turn_deg is not None and rng.random() < 0.15:
         turn = rng.uniform(-100, 100)  # arms that come from the side

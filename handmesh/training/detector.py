@@ -33,6 +33,7 @@ from handmesh.datasets.detection import (
     encode,
     load_arms,
     load_cutouts,
+    load_photographed,
     load_photos,
     load_plain,
     plain_folders,
@@ -387,7 +388,10 @@ class _Unfold:
 
 
 def load_pictures(data: Path, rendered: Sequence[Path], limit: int, arms_limit: int) -> Pictures:
-    """All training pictures, in memory. Photos without a hand that MediaPipe found are left out."""
+    """All training pictures, in memory; hands are cut out of the photos, which takes some minutes.
+
+    Photos without a hand that MediaPipe found are left out.
+    """
     folders = plain_folders(data)
     kinds = {
         kind: load_plain([f for f in folders if f.parent.name == kind], held_out=False, max_side=PHOTO_SIDE)
@@ -396,8 +400,9 @@ def load_pictures(data: Path, rendered: Sequence[Path], limit: int, arms_limit: 
     sets = [[p for p in load_photos(data / "hands" / name, PHOTO_SIDE) if len(p.hands)] for name in TRAIN_SETS]
     cutouts = [photo for root in rendered for photo in load_cutouts(root, limit // len(rendered))]
     arms = [photo for root in rendered for photo in load_arms(root, arms_limit // len(rendered))]
+    photographed = [load_photographed(data / "hands" / name) for name in TRAIN_SETS]
     weights = [SET_WEIGHTS[n] for n in TRAIN_SETS]
-    return Pictures(sets, weights, kinds["backgrounds"], kinds["people"], cutouts, arms)
+    return Pictures(sets, weights, kinds["backgrounds"], kinds["people"], cutouts, arms, photographed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -422,8 +427,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)  # its threads do not survive the fork of the workers
 
     composer = ComposerConfig(width=args.width, height=args.height)
-    if not args.rendered:
-        composer = replace(composer, scene=0.45, collage=0.37, rendered=0.0)
     config = DetectorConfig(
         samples=args.samples,
         batch_size=args.batch_size,
