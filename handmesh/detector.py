@@ -12,7 +12,7 @@ from handmesh.crop import laid_out
 from handmesh.records import Detection, box_iou, check_frame
 from handmesh.runtime import Graph, Precision, Runtime, load_graph
 
-THRESHOLD = 0.3
+THRESHOLD = 0.25
 """The least score of a hand, unless another one is asked for."""
 
 MIN_FRAME_SIDE = 16

@@ -41,7 +41,7 @@ MAX_GAP_S = 0.5
 MILLISECONDS_S, MILLISECONDS_FRAMES = 5.0, 3
 """So many frames in a row that come after longer pauses look like times in milliseconds: the log warns."""
 
-STARTS = 0.4
+STARTS = 0.35
 """The score that a detection needs: more than in single pictures, as the next frames give another chance."""
 
 STAYS = 0.5

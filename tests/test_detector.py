@@ -8,7 +8,7 @@ import graphs
 import numpy as np
 import pytest
 
-from handmesh.detector import HandDetector, Letterbox, suppress_overlaps
+from handmesh.detector import THRESHOLD, HandDetector, Letterbox, suppress_overlaps
 from handmesh.records import box_iou
 from handmesh.runtime import Graph
 
@@ -100,7 +100,7 @@ def test_decoded_boxes_are_distances_from_the_cells_centre():
 def test_weak_inverted_and_endless_boxes_are_dropped():
     scores, right = np.zeros((8, 8), np.float32), np.ones((8, 8), np.float32)
     boxes = np.full((4, 8, 8), 3, np.float32)
-    scores[0, 0] = 0.29  # below the threshold of 0.3
+    scores[0, 0] = THRESHOLD - 0.01
     scores[0, 4], boxes[:, 0, 4] = 0.9, [-5, 1, 4, 1]
     scores[4, 0], boxes[:, 4, 0] = 0.9, [1, np.inf, 1, 1]
     assert outputs_detector(boxes, scores, right)(np.zeros((64, 64, 3), np.uint8)) == []

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from handmesh.crop import turn_upright
 from handmesh.records import Camera, Detection, HandMesh
 from handmesh.smoothing import OneEuro, Smoothing
-from handmesh.tracker import HandTracker, track_together
+from handmesh.tracker import STARTS, HandTracker, track_together
 
 FPS = 30.0
 
@@ -469,9 +469,9 @@ def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
 
 def test_a_doubtful_detection_is_left_to_the_next_frames(scripted, dim_frame):
     tracker = HandTracker(scripted, smoothing=None)
-    scripted.found = [Detection(A, "right", 0.35)]
+    scripted.found = [Detection(A, "right", STARTS - 0.05)]
     assert tracker(dim_frame, 0.0) == []
-    scripted.found = [Detection(A, "right", 0.45)]
+    scripted.found = [Detection(A, "right", STARTS + 0.05)]
     assert len(tracker(dim_frame, 1 / FPS)) == 1
 
 
