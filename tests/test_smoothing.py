@@ -159,3 +159,19 @@ def test_rotation_conversion_bears_float32_and_slight_shear():
     matrices = Rotation.from_rotvec(np.random.default_rng(8).normal(size=(50, 3))).as_matrix()
     noisy = (matrices + np.random.default_rng(9).uniform(-1e-4, 1e-4, matrices.shape)).astype(np.float32)
     assert np.abs(rotvec_to_rotmat(rotmat_to_rotvec(noisy)) - matrices).max() < 5e-4
+
+
+def test_moving_hands_lag_by_less_than_half_a_frame_and_resting_ones_tremble_less():
+    times = np.arange(90) / 30
+    crossing, turning = 0.23, 5.0  # a fifth of a view of 60 degrees, and rad, in a second
+    direction, rotation = VectorFilter(Smoothing().translation), RotationFilter(Smoothing().rotation)
+    for time in times:
+        (u,) = direction([crossing * time], time)
+        (turned,) = rotation(rotvec_to_rotmat(np.array([[turning * time, 0.0, 0.0]])), time)
+    behind = rotmat_to_rotvec((rotvec_to_rotmat(np.array([[turning * times[-1], 0.0, 0.0]]))[0] @ turned.T)[None])[0, 0]
+    assert times[-1] - u / crossing < 0.5 / 30
+    assert behind / turning < 0.5 / 30
+    rng = np.random.default_rng(5)
+    still, trembling = VectorFilter(Smoothing().translation), rng.normal(scale=0.001, size=(90, 1))
+    smooth = np.stack([still(value, time) for value, time in zip(trembling, times, strict=True)])
+    assert np.abs(np.diff(smooth, 2, axis=0)).mean() < 0.5 * np.abs(np.diff(trembling, 2, axis=0)).mean()
