@@ -104,8 +104,9 @@ def test_detector_frames_show_the_cut_out_hand_and_not_its_wall(photo_set):
         cover=0,
         streak=0,
         letterbox=0,
+        hand_sides=(0.4, 0.5),
+        degrade=NO_AUGMENT,
     )
-    config = dataclasses.replace(config, hand_sides=(0.4, 0.5), degrade=NO_AUGMENT)
     shown = 0
     for seed in range(6):
         frame = compose(pictures, config, np.random.default_rng(seed))

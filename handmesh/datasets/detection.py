@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.photos import PhotoDataset
+from handmesh.datasets.sample import HandSample
 from handmesh.image_folders import image_files
 from handmesh.skeleton import KEYPOINTS
 
@@ -164,8 +165,7 @@ def load_cutouts(root: str | Path, limit: int | None = None) -> list[Photo]:
         sample = samples[int(index)]
         if sample.alpha is None:
             raise ValueError(f"cut-out {index} of {root} has no alpha")
-        known = np.ones(1, bool)
-        hands = Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known)
+        hands = _only_hand(sample)
         if second is not None and sample.intrinsics is not None:
             rows = second[int(index) % len(second)].astype(np.float64) @ sample.intrinsics.T
             hands = _with_other(hands, rows[:, :2] / rows[:, 2:], sample.image.shape[1])
@@ -199,17 +199,16 @@ def load_photographed(folder: str | Path) -> list[Photo]:
 
     Raises FileNotFoundError without a labels.json.
     """
-    known = np.ones(1, bool)
     return [
-        Photo(
-            sample.image,
-            Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known),
-            sample.alpha,
-            str(folder),
-        )
+        Photo(sample.image, _only_hand(sample), sample.alpha, str(folder))
         for sample in PhotoDataset([Path(folder)], cut_out=True)
         if sample.alpha is not None
     ]
+
+
+def _only_hand(sample: HandSample) -> Hands:
+    known = np.ones(1, bool)
+    return Hands(sample.joints_2d[None].astype(np.float32), known & (sample.side == "right"), known, known)
 
 
 def _with_other(hands: Hands, keypoints: NDArray, size: int) -> Hands:
