@@ -40,6 +40,7 @@ TRAIN_COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("bench",): ("handmesh.evaluation.latency", "measure latency, memory and cold start on this machine"),
     ("data", "synthesize"): ("handmesh.synthesis.synthesize", "render synthetic training data"),
     ("data", "freihand"): ("handmesh.datasets.freihand_check", "check a copy of FreiHAND"),
+    ("data", "label"): ("handmesh.datasets.pseudo_labels", "label the hands of photos, to train on them"),
     ("data", "convert"): ("handmesh.datasets.convert", "fit MANO to hands of the open model, and the other way round"),
 }
 
