@@ -22,6 +22,7 @@ from handmesh.training.detector import (
     box_loss,
     centre_loss,
     detector_loss,
+    mean_network,
     publish,
     published_network,
     stack_targets,
@@ -228,6 +229,19 @@ def test_another_batch_size_cannot_resume(tmp_path: Path) -> None:
     DetectorTrainer(_config(samples=8), tmp_path, _pictures(), DetectorNetwork()).save()
     with pytest.raises(ValueError, match="batches of 2"):
         DetectorTrainer(DetectorConfig(batch_size=4), tmp_path, _pictures(), DetectorNetwork())
+
+
+def test_the_mean_of_start_and_end_counts_both_by_their_shares() -> None:
+    start, end = _varied_network(), _varied_network()
+    before = {name: value.clone() for name, value in end.state_dict().items()}
+    mean, swapped = mean_network(start, end, 0.25).state_dict(), mean_network(end, start, 0.75).state_dict()
+    for name, value in mean.items():
+        if value.dtype.is_floating_point:
+            torch.testing.assert_close(value, 0.25 * start.state_dict()[name] + 0.75 * before[name])
+            torch.testing.assert_close(value, swapped[name])
+    for network in (end, mean_network(start, end, 0.0)):
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, before[name])
 
 
 def test_publishing_keeps_other_entries(tmp_path: Path) -> None:

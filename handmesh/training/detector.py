@@ -7,6 +7,7 @@ torchrun --nproc_per_node 2 -m handmesh.training.detector ...
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import tempfile
 import time
@@ -413,6 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rendered", type=Path, nargs="*", default=[], help="rendered sets with alpha")
     parser.add_argument("--init", type=Path, help="network.pt of an earlier run, or a published .onnx, to start from")
     parser.add_argument("--publish", type=Path, help="folder for the graph and its weights.json (default: the run)")
+    parser.add_argument("--start-share", type=float, default=0.0, help="of --init in the mean that is published")
     parser.add_argument("--samples", type=int, default=DetectorConfig.samples)
     parser.add_argument("--width", type=int, default=ComposerConfig.width, help="of the frames; less is faster")
     parser.add_argument("--height", type=int, default=ComposerConfig.height)
@@ -422,6 +424,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that compose frames")
     args = parser.parse_args(argv)
+    if not 0.0 <= args.start_share < 1.0:
+        parser.error(f"--start-share must lie between 0 and 1, got {args.start_share}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     reuse_freed_memory()
     cv2.setNumThreads(0)  # its threads do not survive the fork of the workers
@@ -438,6 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with process_group(gpu=False):
         pictures = load_pictures(args.data, args.rendered, config.rendered_limit, config.arms_limit)
         network = initial_network(args.init, FrameStream(pictures, config))
+        start = copy.deepcopy(network)
         trainer = DetectorTrainer(config, args.out, pictures, network)
         if trainer.rank == 0:
             with written_whole(args.out / "config.txt") as temporary:
@@ -445,8 +450,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = trainer.run(minutes=args.minutes, workers=args.workers)
         if trainer.rank == 0:
             logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
-            publish(trainer.best, args.publish or args.out, trainer.step * config.batch_size)
+            network = mean_network(start, trainer.best, args.start_share)
+            publish(network, args.publish or args.out, trainer.step * config.batch_size)
     return 0
+
+
+def mean_network(first: DetectorNetwork, second: DetectorNetwork, share: float) -> DetectorNetwork:
+    """The mean of two networks of one run's start and end, `share` of it the first's; it finds what either finds."""
+    mean, other = copy.deepcopy(second), first.state_dict()
+    for name, value in mean.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.lerp_(other[name], share)
+    return mean
 
 
 def publish(network: DetectorNetwork, folder: Path, samples: int) -> Path:
