@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import cv2
 import graphs
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 
 from handmesh import HandTracker
+from handmesh.assets import WEIGHTS_REGISTRY
+from handmesh.evaluation import report
 from handmesh.evaluation.photos import LabelledHand, match, measure_clip, measure_photos, summarise
 from handmesh.evaluation.report import stamp, write_result
 
@@ -92,6 +95,29 @@ def test_results_carry_a_stamp_and_round_numbers(tmp_path):
     assert stored["error"] == 0.333333
     assert stored["rows"] == [{"x": 0.666667}]
     assert {"commit", "date", "processor", "cores", "python", "versions"} <= set(stored["stamp"])
+    weights = json.loads(WEIGHTS_REGISTRY.read_text())
+    assert weights["fast"]["sha256"].startswith(stored["stamp"]["weights_sha256"]["fast"])
+
+
+def test_a_commit_is_dirty_by_changed_code_not_by_documents_and_results(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("package/code.py", "package/README.md", "eval/results/a.json")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(report, "__file__", str(files[0]))
+    clean = stamp()["commit"]
+    for file in files[1:]:
+        file.write_text("after")
+    assert stamp()["commit"] == clean
+    files[0].write_text("after")
+    assert stamp()["commit"] == f"{clean}-dirty"
 
 
 def test_the_stamp_is_of_this_code_wherever_one_stands_and_needs_no_git(tmp_path, monkeypatch):

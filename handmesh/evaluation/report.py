@@ -1,4 +1,4 @@
-"""Result files: one JSON a run, stamped with the commit, the hardware and the versions that made the numbers."""
+"""Result files: one JSON a run, stamped with the commit, weights, hardware and versions that made the numbers."""
 
 from __future__ import annotations
 
@@ -11,27 +11,39 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from handmesh.assets import WEIGHTS_REGISTRY
 from handmesh.atomic import written_whole
 
 _PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino", "nncf")
 
 
 def stamp() -> dict[str, Any]:
-    """Commit of this code (with "-dirty" for uncommitted changes), date, processor, cores and package versions."""
+    """Commit of this code, the embedded weights' SHA-256 (their beginnings), date, processor, cores, package versions.
+
+    The commit is followed by "-dirty" where it lacks changes, but for those of documents and of other results.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    weights = json.loads(WEIGHTS_REGISTRY.read_text()) if WEIGHTS_REGISTRY.is_file() else {}
     return {
-        "commit": git("describe", "--always", "--dirty").strip() or None,
+        "commit": _commit(),
+        "weights_sha256": {name: entry["sha256"][:12] for name, entry in weights.items()},
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _commit() -> str | None:
+    commit = git("describe", "--always").strip()
+    others = (":(top)", *(f":(top,exclude){path}" for path in ("eval/results", "*.md")))
+    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", *others) else "") or None
 
 
 def git(*arguments: str) -> str:
