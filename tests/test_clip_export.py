@@ -266,6 +266,13 @@ def test_json_of_a_clip_keeps_its_schema(clip, tmp_path, order):
     np.testing.assert_array_equal(np.float32(record["hand_pose"]), hand.hand_pose)
 
 
+def test_npz_in_capitals_is_npz(clip, tmp_path):
+    export_clip(clip, tmp_path / "clip.NPZ", MODEL)
+    with np.load(tmp_path / "clip.NPZ") as content:
+        assert "joints" in content
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_openxr_joints_lie_on_the_bones_of_the_palm(clip, tmp_path):
     export_clip(clip, tmp_path / "clip.npz", MODEL, keypoints="openxr")
     with np.load(tmp_path / "clip.npz") as content:

@@ -111,9 +111,11 @@ def test_one_hand_is_a_list_of_one_and_saves_itself(tmp_path, suffix):
         assert contents[0] == contents[1] == contents[2]
 
 
-def test_suffixes_in_capitals_and_missing_folders_are_fine(tmp_path):
-    export_hand(HANDS[0], tmp_path / "new" / "folder" / "HAND.OBJ")
-    assert (tmp_path / "new" / "folder" / "HAND.OBJ").stat().st_size > 1000
+@pytest.mark.parametrize("suffix", [suffix.upper() for suffix in WRITERS])
+def test_suffixes_in_capitals_and_missing_folders_are_fine(tmp_path, suffix):
+    export_hand(HANDS[0], tmp_path / "new" / "folder" / f"HAND{suffix}")
+    assert (tmp_path / "new" / "folder" / f"HAND{suffix}").stat().st_size > 1000
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", ["hand.fbx", "hand", "hand.glb.txt"])

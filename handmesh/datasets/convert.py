@@ -174,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         surface = None if options.joints_only else hands.vertices
         with tqdm(total=len(hands.keypoints), unit="hand", mininterval=1.0) as bar:
             fit = fit_hands(target, hands.keypoints, surface, progress=bar.update)
-        with written_whole(options.output) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **to_arrays(fit, hands.left, vertices=options.vertices))
+        with written_whole(options.output) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **to_arrays(fit, hands.left, vertices=options.vertices))
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
