@@ -34,6 +34,7 @@ SAMPLE_CLIP = Path(__file__).parent / "assets" / "sample.mp4"
 
 PICTURES_PER_SECOND = 1.0
 """Pictures of a folder need not show the same hands: so far apart in time, a tracker searches each anew."""
+_PLAIN_FPS = 65.0  # any rate below can be written as it is
 _UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
 
 
@@ -74,7 +75,8 @@ class FrameSource:
 
 def open_source(spec: str | int | os.PathLike[str]) -> FrameSource:
     """Open a camera by index, device file or the address of its stream (``rtsp://...``, ``http://...``), a video file,
-    a picture, a folder of pictures, or ``"sample"``, the bundled clip.
+    a picture, a folder of pictures, or ``"sample"``, the bundled clip. Of a number that is no ``int``, a file or folder
+    of that name comes first.
 
     Raises:
         FileNotFoundError: there is nothing at that path, or no picture in that folder.
@@ -82,7 +84,7 @@ def open_source(spec: str | int | os.PathLike[str]) -> FrameSource:
         CameraLostError: there is no such camera, or it delivers nothing.
     """
     text = str(spec)
-    if text.isdecimal():
+    if text.isdecimal() and (isinstance(spec, int) or not Path(text).exists()):
         return CameraSource(int(text))
     if text == "sample":
         return VideoFileSource(SAMPLE_CLIP)
@@ -315,7 +317,8 @@ class VideoWriter:
             raise ValueError(f"cannot write the video {self.path.name!r}: its suffix must be .mp4")
         if not (np.isfinite(fps) and fps > 0):
             raise ValueError(f"fps must be positive, got {fps}")
-        self.fps = float(fps)
+        # OpenCV makes a decimal fraction of the rate, and MPEG-4 has no room for many digits of a high one.
+        self.fps = float(fps) if fps < _PLAIN_FPS else round(float(fps), 2 if fps < 10 * _PLAIN_FPS else 1)
         self.frames_written = 0
         self._size = (0, 0)  # width, height
         self._writer: cv2.VideoWriter | None = None
@@ -353,7 +356,10 @@ class VideoWriter:
             cleanup.push(lambda kind, *_: None if kind else self._check_whole(temporary))
             cleanup.callback(writer.release)
             if not writer.isOpened():
-                raise OSError(f"OpenCV cannot write {self.path}: it has no MPEG-4 encoder or may not write there")
+                raise OSError(
+                    f"OpenCV cannot write {self.path} ({width}x{height} px, {self.fps:g} frames a second): it has no "
+                    "MPEG-4 encoder, may not write there, or the pictures are too large for one"
+                )
             self._cleanup = cleanup.pop_all()
         self._writer = writer
         return writer

@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -92,6 +93,14 @@ def test_a_folder_gives_its_pictures_in_natural_order(tmp_path):
         pairs = list(source)
     assert levels_of(pairs) == [1, 2, 9, 10, 100]
     assert np.diff([time_s for _, time_s in pairs]).min() > 0.5  # further apart than a tracker bridges
+
+
+def test_a_folder_named_by_a_number_is_no_camera(tmp_path, monkeypatch):
+    write_picture(tmp_path / "0001" / "a.png", plain(5))
+    monkeypatch.chdir(tmp_path)
+    for spec in ("0001", Path("0001")):
+        with open_source(spec) as source:
+            assert levels_of(list(source)) == [5]
 
 
 def test_the_word_sample_is_the_bundled_clip(tmp_path, monkeypatch):
@@ -445,6 +454,21 @@ def test_with_times_a_recording_keeps_true_speed(tmp_path):
         assert writer.frames_written == 31
         writer.write(plain(0), 101.01)  # too early for another frame
         assert writer.frames_written == 31
+
+
+@pytest.mark.parametrize("fps", [64.87654321, 119.9886, 239.765625, 959.123456])
+def test_slow_motion_is_written_at_its_rate(tmp_path, fps):
+    with VideoWriter(tmp_path / "clip.mp4", fps) as writer:
+        for _ in range(3):
+            writer.write(plain(90))
+    with open_source(tmp_path / "clip.mp4") as source:
+        assert source.fps == pytest.approx(fps, rel=1e-3)
+
+
+def test_what_cannot_be_encoded_is_told_with_its_size(tmp_path):
+    with pytest.raises(OSError, match="20000x2 px"), VideoWriter(tmp_path / "clip.mp4", 30.0) as writer:
+        writer.write(np.zeros((2, 20000, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
