@@ -18,6 +18,9 @@ from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFi
 DRIFT_GAIN = 0.4
 """Share of a new speed in the picture that the path takes over."""
 
+SHORTEST_S = 1.0 / 60.0
+"""Speeds are taken over so long at least: frames that come in bursts are closer by their times than they were taken."""
+
 STEADY_PLACE, STEADY_SIZE = 0.2, 0.35
 """A crop follows its hand fully when that is found so many sizes from where it was expected, or grown by so much (ln),
 and less for less: a crop that does not tremble makes the network's answers tremble less."""
@@ -171,7 +174,7 @@ class Track:
         """Note where the hand's joints (21, 2) were found; ``trust`` (0 to 1) is small where another is in the way."""
         center, size = middle_and_size(joints_2d)
         if self.size > 0.0 and self._since_s > 0.0 and self.missed_s < LOST_COASTS_S:
-            speed = (center - self._seen_at) / self._since_s
+            speed = (center - self._seen_at) / max(self._since_s, SHORTEST_S)
             self.drift = self.drift + DRIFT_GAIN * trust * (speed - self.drift)
         elif self.missed_s >= LOST_COASTS_S:
             self.drift = np.zeros(2)

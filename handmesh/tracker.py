@@ -31,7 +31,7 @@ from handmesh.identity import (
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import Camera, Detection, HandMesh, PosedHand, Side, Sighting, check_frame, given_betas
 from handmesh.smoothing import Smoothing
-from handmesh.track import Track
+from handmesh.track import SHORTEST_S, Track
 
 _log = logging.getLogger(__name__)
 
@@ -189,8 +189,8 @@ class HandTracker:
         return hands
 
     def _prepare(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> _Step:
-        """What the network is to be asked about the next frame."""
-        frame = laid_out(check_frame(frame_rgb))
+        """What the network is to be asked about the next frame; `_check` has been asked before."""
+        frame = laid_out(frame_rgb)
         camera = check_camera(camera, frame, self._estimator.camera)
         dt_s = self._check_time(timestamp_s)
         self._warn_of_milliseconds(dt_s)
@@ -218,6 +218,11 @@ class HandTracker:
         shown = [track for track in self._tracks if track.missed <= self.bridge_frames]
         shown = sorted(shown, key=lambda track: (track.missed, track.id))[: self.max_hands]
         return [track.hand for track in sorted(shown, key=lambda track: track.id)]
+
+    def _check(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> None:
+        """Raise what is to be raised of a frame, its time or its camera, before anything has changed."""
+        check_camera(camera, check_frame(frame_rgb), self._estimator.camera)
+        self._check_time(timestamp_s)
 
     def _check_time(self, timestamp_s: float) -> float:
         """Seconds since the last frame; infinite for the first."""
@@ -424,7 +429,7 @@ class HandTracker:
             track = view.owner
             shown_at = place if smoothing is None else _smooth_place(track, place, time_s)
             if not math.isinf(dt_s) and track.shown is not None and not track.missed:
-                track.velocity = (shown_at - track.shown.translation.astype(np.float64)) / dt_s
+                track.velocity = (shown_at - track.shown.translation.astype(np.float64)) / max(dt_s, SHORTEST_S)
             track.shown = build_hand(
                 hand,
                 one.side,
@@ -469,13 +474,15 @@ def track_together(
     """The next frames of several videos, each by its own tracker, with one run of the network for all.
 
     Gives what each tracker alone would give. Raises ``ValueError`` unless all share one estimator and none comes
-    twice; other errors are those of `HandTracker`.
+    twice; other errors are those of `HandTracker`, and after any of them all trackers are as they were.
     """
     if len({id(tracker) for tracker in trackers}) != len(trackers):
         raise ValueError("a tracker follows one video: give each video its own")
     if len({id(tracker._estimator) for tracker in trackers}) > 1:
         raise ValueError("trackers go together only if they share one estimator")
-    given = zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True)
+    given = list(zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True))
+    for tracker, frame, time_s, camera in given:
+        tracker._check(frame, time_s, camera)
     steps = [tracker._prepare(frame, time_s, camera) for tracker, frame, time_s, camera in given]
     if not steps:
         return []

@@ -104,6 +104,15 @@ def test_what_cannot_go_together_is_said(estimator, make_estimator, dim_frame):
     assert track_together([], [], []) == []
 
 
+def test_what_is_refused_together_leaves_all_trackers_as_they_were(estimator, dim_frame):
+    pair = [HandTracker(estimator), HandTracker(estimator)]
+    with pytest.raises(TypeError, match="the frame is None"):
+        track_together(pair, [dim_frame, None], [1.0, 1.0])
+    with pytest.raises(ValueError, match="finite"):
+        track_together(pair, [dim_frame, dim_frame], [1.0, float("nan")])
+    assert track_together(pair, [dim_frame, dim_frame], [1.0, 1.0]) == [[], []]
+
+
 def test_meshes_are_whole_and_fit_together(make_video):
     video = make_video()
     for k in range(10):
@@ -186,6 +195,18 @@ def test_a_fast_hand_is_followed_closely(make_video):
     assert hand.track_id == 0
     assert video.detections < 10
     assert abs(center(hand)[0] - (120 + 13 * 29)) < 13  # less than a frame behind
+
+
+@pytest.mark.parametrize("apart_s", [0.0005, 0.002])
+def test_frames_that_come_in_bursts_throw_no_hand_away(make_estimator, dim_frame, apart_s):
+    tracker, off = HandTracker(make_estimator(), 1, smoothing=None), []
+    for k in range(40):
+        x = 120 + 8 * k
+        time_s = k / FPS if k % 2 == 0 else (k - 1) / FPS + apart_s
+        hands = tracker(graphs.draw_hand(dim_frame, (x, 200), 130, "right"), time_s)
+        off += [abs(center(hand)[0] - x) for hand in hands]
+    assert len(off) == 40
+    assert max(off) < 13
 
 
 def test_short_losses_are_bridged_along_the_path(make_video):
