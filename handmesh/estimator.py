@@ -215,11 +215,11 @@ class HandMeshEstimator:
         The arguments are those of a single frame, one entry a frame, and so are the errors.
         """
         nothing = [None] * len(frames)
+        boxes, sides = nothing if boxes is None else boxes, nothing if sides is None else sides
+        cameras, turns = nothing if cameras is None else cameras, nothing if turns is None else turns
         checked = [laid_out(check_frame(frame)) for frame in frames]
-        known = [
-            check_camera(camera, frame, self.camera) for camera, frame in zip(cameras or nothing, checked, strict=True)
-        ]
-        seen = self.sightings(checked, boxes or nothing, sides or nothing, known, turns or nothing)
+        known = [check_camera(camera, frame, self.camera) for camera, frame in zip(cameras, checked, strict=True)]
+        seen = self.sightings(checked, boxes, sides, known, turns)
         return [_place_hands(of_frame, camera) for of_frame, camera in zip(seen, known, strict=True)]
 
     def sightings(

@@ -156,7 +156,7 @@ class Camera:
                 raise ValueError(f"Camera.{name} must be a positive whole number but is {values[name]}")
         for name, value in values.items():  # also of numpy's numbers, which JSON does not take
             object.__setattr__(self, name, int(value) if name in ("width", "height") else float(value))
-        coefficients = tuple(float(value) for value in self.distortion)
+        coefficients = tuple(float(value) for value in np.ravel(self.distortion))
         if len(coefficients) not in lens.LENGTHS or not all(map(math.isfinite, coefficients)):
             raise ValueError(
                 "Camera.distortion must be OpenCV's k1, k2, p1, p2[, k3[, k4, k5, k6]], all finite, or empty, but is "

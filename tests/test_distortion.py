@@ -65,6 +65,8 @@ def test_mirrored_and_resized_cameras_keep_their_lens(lens):
 def test_no_distortion_is_a_pinhole_however_it_is_written():
     assert Camera(1, 1, 0, 0, 2, 2, distortion=(0.0,) * 5) == Camera(1, 1, 0, 0, 2, 2)
     assert Camera(1, 1, 0, 0, 2, 2, distortion=[0.1, 0, 0, 0]).distortion == (0.1, 0, 0, 0)
+    for shape in ((1, 5), (5, 1)):  # as cv2.calibrateCamera and others give it
+        assert Camera(1, 1, 0, 0, 2, 2, distortion=np.arange(5.0).reshape(shape)).distortion == (0, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("lens", [(0.1,), (0.1, 0.2, 0.3), (0.1,) * 6, (0.1, 0.2, float("nan"), 0.0)])

@@ -139,6 +139,13 @@ def test_batch_of_frames_equals_one_call_each(estimator, frame, dim_frame):
                 np.testing.assert_allclose(getattr(hand, name), getattr(alone, name), atol=1e-4)
 
 
+def test_boxes_of_a_batch_may_be_one_array_and_must_be_as_many_as_frames(estimator, frame):
+    together = estimator.batch([frame, frame], boxes=np.array([[BOX], [BOX]]))
+    assert [len(hands) for hands in together] == [1, 1]
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        estimator.batch([frame, frame], boxes=[])
+
+
 def test_no_frames_have_no_hands(estimator):
     assert estimator.batch([]) == []
 
