@@ -394,6 +394,24 @@ def test_a_stopped_job_goes_on_where_it_was(tmp_path, pictures, task, in_this_pr
     assert (again.found_done, again.frames) == (8, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+@pytest.mark.parametrize("table", ["npz", "parquet"])
+def test_names_of_any_bytes_and_line_ends_are_kept(tmp_path, pictures, task, in_this_process, table):
+    names = [os.fsdecode(b"caf\xe9.png"), "l\u2028s\x85.png", "plain.png"]
+    for name, file in zip(names, pictures, strict=False):
+        Path(file).rename(tmp_path / "shots" / name)
+    files = [str(tmp_path / "shots" / name) for name in names]
+    report = run_job(files, replace(task, table=table), tmp_path / "out")
+    assert report.failed == []
+    assert sorted(entry.path for entry in read_index(tmp_path / "out")) == sorted(files)
+    write_picture(files[2], picture(3))
+    Path(files[0]).write_bytes(Path(pictures[4]).read_bytes())
+    report = run_job(files, replace(task, table=table), tmp_path / "out")
+    assert (report.found_done, report.hands) == (1, 2)
+    counts = [len(read_part(path)[0]["path"]) for path in parts_in(tmp_path / "out" / "parts")]
+    assert sum(counts) == 3
+
+
 def test_changed_and_mended_files_are_read_again_and_others_left_alone(tmp_path, pictures, task, in_this_process):
     bad = Path(pictures[1])
     good = bad.read_bytes()

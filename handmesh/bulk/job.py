@@ -133,9 +133,8 @@ def read_index(folder: str | os.PathLike[str]) -> list[Entry]:
     path = Path(folder) / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: no job has been run there")
-    return [
-        Entry(**json.loads(line)) for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    ]
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")  # names may hold other line ends
+    return [Entry(**json.loads(line)) for line in lines if line]
 
 
 def _crew(

@@ -67,6 +67,11 @@ def read_description(path: Path) -> dict[str, str]:
     return {key.decode(): text.decode() for key, text in parquet.read_metadata(path).metadata.items()}
 
 
+def as_utf8(text: str) -> str:
+    """A text that UTF-8 can hold: bytes of a file's name that are none are written as ``\\x..``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _schema(columns: ColumnTypes) -> pyarrow.Schema:
     import pyarrow
 
@@ -82,7 +87,8 @@ def _to_arrow(rows: Rows, schema: pyarrow.Schema) -> pyarrow.Table:
 
     arrays = []
     for field in schema:
-        flat = pyarrow.array(rows[field.name].reshape(-1))
+        values = rows[field.name].reshape(-1)
+        flat = pyarrow.array(list(map(as_utf8, values)) if values.dtype.kind == "U" else values)
         is_list = pyarrow.types.is_fixed_size_list(field.type)
         arrays.append(
             pyarrow.FixedSizeListArray.from_arrays(flat, type=field.type) if is_list else flat.cast(field.type)

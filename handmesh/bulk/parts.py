@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from handmesh.atomic import written_whole
-from handmesh.bulk.parquet import ColumnTypes, Rows, open_parquet, read_description, read_parquet
+from handmesh.bulk.parquet import ColumnTypes, Rows, as_utf8, open_parquet, read_description, read_parquet
 from handmesh.export import to_arrays
 from handmesh.records import HandMesh
 
@@ -209,7 +209,7 @@ def drop_files(path: Path, files: Collection[str]) -> None:
         path.unlink()
         return
     rows, _ = read_part(path)
-    stay = ~np.isin(rows["path"], list(files))
+    stay = ~np.isin(rows["path"], [*files, *map(as_utf8, files)])
     vertex_count = rows["vertices"].shape[1] if "vertices" in rows else None
     with new_part(path.parent, path.stem, _TABLES[path.suffix], vertex_count) as part:
         part.extend({name: column[stay] for name, column in rows.items()})
