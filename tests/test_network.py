@@ -120,7 +120,7 @@ def test_keypoints_depths_and_the_camera_have_their_least_loss_at_the_truth(batc
     assert outside["heatmaps"] == 0
     elsewhere = head._replace(camera=camera + 1)
     assert terms_of(elsewhere, batch)[1]["projection"] > 0.5
-    assert terms_of(elsewhere, batch._replace(right=flags))[1]["projection"] == 0  # the mesh is a right hand's
+    assert terms_of(elsewhere, batch._replace(weight_projection=flags))[1]["projection"] == 0
 
 
 def test_an_unknown_shape_is_drawn_towards_the_mean(batch):

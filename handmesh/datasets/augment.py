@@ -28,6 +28,7 @@ class AugmentConfig:
     upright: float = 0.6  # instead of these, turn until the hand stands upright ...
     upright_turn_deg: float = 15.0  # ... but for this standard deviation
     keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
+    reflect: float = 0.4  # continue a picture by its mirror image beyond its border, not by black as in use
     new_background: float = 0.7  # of rendered hands
     new_photo_background: float = 0.4
     occluder: float = 0.2
@@ -167,11 +168,12 @@ def make_target(
         presence=1.0,
         right=0.0 if keep_left else 1.0,
         weight_2d=sample.trust_2d,
+        weight_projection=0.0 if keep_left or sample.stretched else sample.trust_2d,
         weight_3d=sample.trust_3d if known_3d else 0.0,
         exact_depth=1.0 if sample.exact_depth else 0.0,
         weight_parameters=1.0 if posed else 0.0,
         weight_mask=0.0 if mask is None else 1.0,
-        weight_right=_side_weight(keep_left, config.keep_left),
+        weight_right=_side_weight(keep_left, config.keep_left) if sample.side_known else 0.0,
     )
 
 
@@ -228,6 +230,7 @@ def _no_hand(crop: np.ndarray) -> Target:
         presence=0.0,
         right=0.0,
         weight_2d=0.0,
+        weight_projection=0.0,
         weight_3d=0.0,
         exact_depth=0.0,
         weight_parameters=0.0,
@@ -260,7 +263,7 @@ def _cut_layers(
     if matrix_scale < 0.5:  # twice or more too fine: average first, or thin fingers break up
         width = round(1 / matrix_scale) | 1  # odd, as an even box moves the picture by half a pixel
         source = cv2.blur(source, (width, width))
-    image = _warp(source, to_crop, size, cv2.BORDER_CONSTANT if rng.random() < 0.6 else cv2.BORDER_REFLECT)
+    image = _warp(source, to_crop, size, cv2.BORDER_REFLECT if rng.random() < config.reflect else cv2.BORDER_CONSTANT)
     mask = None if sample.mask is None else _warp(sample.mask, to_crop, size, cv2.BORDER_CONSTANT)
     chance = config.new_background if sample.exact_depth else config.new_photo_background
     if sample.alpha is not None and rng.random() < chance:
@@ -402,7 +405,7 @@ def _blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if kind < 0.4:
         return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.8) * size / 128)
     if kind < 0.65:
-        length = int(rng.integers(3, max(4, 10 * size // 128)))
+        length = int(rng.integers(3, max(4, 10 * size // 128))) | 1  # an even kernel moves the picture
         kernel = np.zeros((length, length), np.float32)
         angle, middle = rng.uniform(0, np.pi), (length - 1) / 2
         dx, dy = middle * np.cos(angle), middle * np.sin(angle)

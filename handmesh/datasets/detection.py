@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.datasets.photos import PhotoDataset
+from handmesh.datasets.photos import PhotoDataset, side_is_known
 from handmesh.datasets.sample import HandSample
 from handmesh.image_folders import image_files
 from handmesh.skeleton import KEYPOINTS
@@ -233,7 +233,7 @@ def _parse_hands(entries: list[dict]) -> Hands:
     return Hands(
         keypoints=np.asarray([e["kp2d"] for e in entries], np.float32),
         right=np.asarray([e["side"] == "right" for e in entries]),
-        side_known=np.asarray([e["side_votes"] >= max(4, e["votes"] - 1) for e in entries]),
+        side_known=np.asarray([side_is_known(e) for e in entries]),
         trusted=np.asarray([e["spread"] <= MAX_SPREAD for e in entries]),
     )
 

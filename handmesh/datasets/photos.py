@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 SURE_SPREAD, WRONG_SPREAD = 0.02, 0.05  # labels are trusted fully below the first, not at all above the second
 _REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
 _REGION_PX = 320
+_LABEL = ("side", "kp2d", "kp3d", "spread")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class _Hand:
     side: Side
     trust: float
     alone: bool  # nobody has seen another hand in the photo
+    side_known: bool
+    stretched: bool
 
     @cached_property
     def opacity(self) -> np.ndarray | None:
@@ -46,11 +49,18 @@ class PhotoDataset:
     """Labelled hands of photo folders, kept in memory as cut-outs of at most 320 px."""
 
     def __init__(self, folders: list[Path], *, distorted: frozenset[str] = frozenset(), cut_out: bool = False) -> None:
-        """`distorted` names folders whose images were stretched: their 3D labels are not used.
+        """`distorted` names folders whose images were stretched: their 3D labels are not used, and no mesh has to meet
+        their keypoints.
 
         With `cut_out` hands come with their opacity, where they can be told from what is behind them; it takes some
-        0.05 s the first time that a hand is asked for. Raises FileNotFoundError for a folder without labels.
+        0.05 s the first time that a hand is asked for. Raises FileNotFoundError for a folder without labels, ValueError
+        for a name in `distorted` that no folder has and for labels that lack something.
         """
+        unknown = distorted - {folder.name for folder in folders}
+        if unknown:
+            raise ValueError(
+                f"no photo folder is called {', '.join(sorted(unknown))}: folders are named by their last part"
+            )
         self.cut_out = cut_out
         self.hands: list[_Hand] = []
         for folder in folders:
@@ -59,8 +69,8 @@ class PhotoDataset:
                 image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
                 if image is None:
                     raise ValueError(f"cannot read image {path}")
-                keep_3d = folder.name not in distorted
-                self.hands += [_cut_out(image, label, keep_3d=keep_3d, alone=count == 1) for label in labels]
+                stretched = folder.name in distorted
+                self.hands += [_cut_out(image, label, stretched=stretched, alone=count == 1) for label in labels]
             _log.info("%s: %d hands", folder.name, len(self.hands) - before)
 
     def __len__(self) -> int:
@@ -78,6 +88,8 @@ class PhotoDataset:
             trust_3d=hand.trust,
             exact_depth=False,
             alone=hand.alone,
+            stretched=hand.stretched,
+            side_known=hand.side_known,
         )
 
 
@@ -85,20 +97,28 @@ def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]], int]]
     """Photos of a folder, in name order, that have labels whose spread is below WRONG_SPREAD: the photo, these labels,
     and how many hands are labelled there, trusted or not.
 
-    Raises FileNotFoundError for a folder without labels.
+    Raises FileNotFoundError for a folder without labels, ValueError for labels that lack something.
     """
     file = folder / "labels.json"
     if not file.is_file():
         raise FileNotFoundError(f"no labels.json in {folder}")
     photos = []
     for name, entry in sorted(json.loads(file.read_text()).items()):
+        lacking = [key for label in entry["hands"] for key in _LABEL if key not in label]
+        if lacking:
+            raise ValueError(f"{file}: a hand of {name} lacks {lacking[0]}; `handmesh data label` makes whole labels")
         labels = [label for label in entry["hands"] if label["spread"] < WRONG_SPREAD]
         if labels:
             photos.append((folder / name, labels, len(entry["hands"])))
     return photos
 
 
-def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool, alone: bool) -> _Hand:
+def side_is_known(label: dict[str, Any]) -> bool:
+    """Whether nearly all views that labelled a hand agree on its side (`side_votes` of `votes`), where that is told."""
+    return "votes" not in label or label["side_votes"] >= max(4, label["votes"] - 1)
+
+
+def _cut_out(image: np.ndarray, label: dict, *, stretched: bool, alone: bool) -> _Hand:
     points = np.asarray(label["kp2d"], np.float64)
     low, high = points.min(0), points.max(0)
     half = max(float(max(high - low)) * _REGION_SCALE / 2, 8.0)
@@ -114,4 +134,13 @@ def _cut_out(image: np.ndarray, label: dict, *, keep_3d: bool, alone: bool) -> _
         region, points = cv2.resize(region, size, interpolation=cv2.INTER_AREA), (points + 0.5) * ratio - 0.5
     trust = np.clip((WRONG_SPREAD - label["spread"]) / (WRONG_SPREAD - SURE_SPREAD), 0.0, 1.0)
     joints = np.asarray(label["kp3d"], np.float64)
-    return _Hand(region.copy(), points, joints - joints[:1] if keep_3d else None, label["side"], float(trust), alone)
+    return _Hand(
+        region=region.copy(),
+        joints_2d=points,
+        joints=None if stretched else joints - joints[:1],
+        side=label["side"],
+        trust=float(trust),
+        alone=alone,
+        side_known=side_is_known(label),
+        stretched=stretched,
+    )

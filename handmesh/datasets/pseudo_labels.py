@@ -199,9 +199,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), help="names or .onnx files of hand networks")
     options = parser.parse_args(argv)
+    if len({folder.resolve().name for folder in options.folders}) < len(options.folders):
+        raise ValueError("two of the folders have one name, and so would their labels: label them one by one")
     estimators = [HandMeshEstimator.from_pretrained(weights) for weights in options.weights]
     for folder in options.folders:
-        photos, labelled = label_folder(folder, options.out / folder.name, estimators, tqdm)
+        photos, labelled = label_folder(folder, options.out / folder.resolve().name, estimators, tqdm)
         sys.stdout.write(f"{folder.name}: {labelled} of {photos} photos without trusted labels got some\n")
 
 

@@ -28,6 +28,8 @@ class HandSample:
     trust_3d: float = 1.0  # weight of `joints`, 0..1
     exact_depth: bool = True  # False: the depths of `joints` are another tracker's guess
     alone: bool = False  # the image is known to show no other hand
+    stretched: bool = False  # the image has lost its proportions: no hand in 3D projects to `joints_2d`
+    side_known: bool = True  # False: whoever labelled it was not sure of `side`
 
 
 class Batch(NamedTuple):
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     presence: torch.Tensor  # (N,) 1: a hand is there
     right: torch.Tensor  # (N,) 1: the hand in the crop as given is a right hand
     weight_2d: torch.Tensor  # (N,)
+    weight_projection: torch.Tensor  # (N,) of the mesh's joints on `joints_2d`
     weight_3d: torch.Tensor  # (N,)
     exact_depth: torch.Tensor  # (N,) 1: the depths of `joints` were measured, 0: guessed
     weight_parameters: torch.Tensor  # (N,) for rotations, betas and the vertices that they pose
@@ -62,6 +65,7 @@ class Target:
     presence: float
     right: float
     weight_2d: float
+    weight_projection: float
     weight_3d: float
     exact_depth: float
     weight_parameters: float

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--freihand", type=Path, help="the FreiHAND archive, or another in its layout")
     data.add_argument("--synthetic", type=Path, help="a set that `handmesh data synthesize` rendered")
     data.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
-    data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders without usable 3D")
+    data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders whose photos were stretched")
     data.add_argument("--validation-photos", type=Path, nargs="*", default=[])
     data.add_argument("--backgrounds", type=Path, nargs="*", default=[])
     start = parser.add_argument_group("start")

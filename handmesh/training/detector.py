@@ -426,6 +426,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0.0 <= args.start_share < 1.0:
         parser.error(f"--start-share must lie between 0 and 1, got {args.start_share}")
+    if args.start_share and args.init is None:
+        parser.error("--start-share needs --init: an untrained network is nothing to average with")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     reuse_freed_memory()
     cv2.setNumThreads(0)  # its threads do not survive the fork of the workers

@@ -55,7 +55,7 @@ def training_loss(
 
     terms = {
         "joints_2d": weighted_mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
-        "projection": weighted_mean((projected - batch.joints_2d).abs(), batch.weight_2d * batch.right),
+        "projection": weighted_mean((projected - batch.joints_2d).abs(), batch.weight_projection),
         "rotations": weighted_mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
         "betas": weighted_mean((head.betas - batch.betas).abs(), shape_weight),
         "joints": weighted_mean((joints - true_joints).abs() * axes, batch.weight_3d),
