@@ -12,6 +12,7 @@ from handmesh.datasets.augment import (
     ImagePool,
     blend_amplitudes,
     crop_affine,
+    degrade,
     make_beside,
     make_negative,
     make_target,
@@ -136,6 +137,38 @@ def test_beside_a_hand_there_is_its_arm_and_nothing_of_the_hand():
     assert all(row.presence == 0 for row in rows if row is not None)
     crowded = dataclasses.replace(sample, alone=False)
     assert make_beside(crowded, 96, NO_AUGMENT, POOL, np.random.default_rng(0)) is None
+
+
+def test_what_a_label_does_not_know_has_no_weight():
+    sample = posed_hand(1)
+    row = target(sample)
+    assert (row.weight_2d, row.weight_projection, row.weight_right) == (1, 1, 1)
+    row = target(sample, dataclasses.replace(NO_AUGMENT, keep_left=1.0))
+    assert (row.weight_2d, row.weight_projection) == (1, 0)  # the mesh is a right hand's
+    row = target(dataclasses.replace(sample, stretched=True))
+    assert (row.weight_2d, row.weight_projection) == (1, 0)
+    assert target(dataclasses.replace(sample, side_known=False)).weight_right == 0
+
+
+def test_nothing_is_mirrored_into_a_plain_crop():
+    """Beyond the picture's border it is black, as `Crop.cut` leaves it."""
+    sample = posed_hand(2)
+    corner = dataclasses.replace(sample, joints_2d=sample.joints_2d - sample.joints_2d.min(0), image=sample.image + 60)
+    for seed in range(8):
+        low, high = corner.joints_2d.min(0), corner.joints_2d.max(0)
+        expected = Crop.from_box([*low, *high], 128).cut(corner.image)
+        assert np.abs(target(corner, seed=seed).crop.astype(int) - expected).mean() < 1
+
+
+def test_motion_blur_leaves_things_where_they_are():
+    image = np.zeros((128, 128, 3), np.uint8)
+    cv2.circle(image, (64, 64), 6, (255, 255, 255), -1)
+    config = dataclasses.replace(NO_AUGMENT, blur=1.0)
+    for seed in range(60):
+        blurred = degrade(image, config, np.random.default_rng(seed))[..., 0].astype(float)
+        y, x = np.mgrid[:128, :128]
+        assert abs((blurred * x).sum() / blurred.sum() - 64) < 0.25, seed
+        assert abs((blurred * y).sum() / blurred.sum() - 64) < 0.25, seed
 
 
 def test_negative_has_no_weights_but_presence():

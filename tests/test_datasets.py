@@ -82,8 +82,31 @@ def test_photo_labels_are_trusted_by_their_spread(tmp_path):
     (sample,) = list(PhotoDataset([tmp_path / "good"], distorted=frozenset({"good"})))
     assert sample.trust_2d == pytest.approx(0.5)
     assert sample.joints is None
+    assert sample.stretched
+    assert sample.side_known
+    with pytest.raises(ValueError, match="no photo folder is called goood"):
+        PhotoDataset([tmp_path / "good"], distorted=frozenset({"goood"}))
     with pytest.raises(FileNotFoundError, match=r"labels\.json"):
         PhotoDataset([tmp_path])
+
+
+def test_a_side_that_the_labellers_views_dispute_is_not_known(tmp_path):
+    for votes, side_votes, known in ((6, 6, True), (6, 5, True), (6, 4, False), (3, 3, False)):
+        folder = tmp_path / f"{votes}_{side_votes}"
+        write_photo(folder)
+        labels = json.loads((folder / "labels.json").read_text())
+        labels["a.png"]["hands"][0] |= {"votes": votes, "side_votes": side_votes}
+        (folder / "labels.json").write_text(json.dumps(labels))
+        assert PhotoDataset([folder])[0].side_known == known
+
+
+def test_labels_that_lack_something_are_named(tmp_path):
+    write_photo(tmp_path / "set")
+    labels = json.loads((tmp_path / "set" / "labels.json").read_text())
+    del labels["a.png"]["hands"][0]["spread"]
+    (tmp_path / "set" / "labels.json").write_text(json.dumps(labels))
+    with pytest.raises(ValueError, match=r"a\.png lacks spread"):
+        PhotoDataset([tmp_path / "set"])
 
 
 def stream(seed=1, rank=0):

@@ -140,6 +140,9 @@ def test_a_folder_gets_labels_that_training_reads(oracle, tmp_path, capsys):
 
 
 def test_mistakes_are_named(tmp_path, capsys):
+    same = [str(tmp_path / "a" / "train"), str(tmp_path / "b" / "train")]
+    assert cli.main(["data", "label", *same, "--out", str(tmp_path / "out")]) == 1
+    assert "one name" in capsys.readouterr().err
     assert cli.main(["data", "label", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
     assert "nowhere" in capsys.readouterr().err
     (tmp_path / "set").mkdir()
