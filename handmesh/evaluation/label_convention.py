@@ -1,0 +1,152 @@
+"""Where another tracker puts its keypoints on our hand: by how much its 21 points differ from our joints in every pose.
+
+Trackers call different spots of a hand its wrist, knuckles and tips. On rendered hands, whose joints are known, what of
+the difference stays the same in the bones' own axes is this convention; the rest is error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.datasets.mixture import HandDataset
+from handmesh.placement import solve_translation
+from handmesh.records import Camera, Side
+from handmesh.skeleton import FINGER_KNUCKLES, FINGERS, KEYPOINTS
+
+Array = NDArray[np.float64]
+
+SAME_HAND = 0.15
+"""Points farther from a hand's joints than this share of its box, on average, are another hand's or plainly wrong."""
+
+_OUTLIER = 0.06  # hand sizes; larger residuals pull no more than one of this size
+_ROUNDS = 10
+_WRIST, _INDEX, _MIDDLE, _LITTLE = (KEYPOINTS.index(name) for name in ("wrist", "index1", "middle1", "little1"))
+_MIRROR = np.array([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class KnownHand:
+    """A hand whose joints are known, and what a tracker says of it.
+
+    joints: (21, 3) m from the wrist, camera axes. joints_2d, pixels: (21, 2) px, true and the tracker's. world: (21, 3)
+    m the tracker's own 3D points, in the image's axes.
+    """
+
+    row: int  # of its data set
+    side: Side
+    joints: Array
+    joints_2d: Array
+    camera: Camera
+    pixels: Array
+    world: Array
+
+    @property
+    def extent(self) -> float:
+        """Longer side of the true joints' box, px."""
+        return float(np.ptp(self.joints_2d, axis=0).max())
+
+
+def match_hands(dataset: HandDataset, frames: NDArray[np.integer], pixels: Array, world: Array) -> list[KnownHand]:
+    """The hands of a rendered set on which a tracker has found one: `frames` (M,) are rows of the set, with its points
+    (M, 21, 2) px and (M, 21, 3) m."""
+    hands = []
+    for row in np.unique(frames):
+        sample = dataset[int(row)]
+        if sample.joints is None or sample.intrinsics is None:
+            raise ValueError("the set must know joints and intrinsics, as rendered ones do")
+        (fx, _, cx), (_, fy, cy), _ = sample.intrinsics
+        height, width = sample.image.shape[:2]
+        own = np.flatnonzero(frames == row)
+        apart = np.linalg.norm(pixels[own] - sample.joints_2d, axis=-1).mean(-1)
+        best = own[int(apart.argmin())]
+        if apart.min() < SAME_HAND * np.ptp(sample.joints_2d, axis=0).max():
+            camera = Camera(fx, fy, cx, cy, width, height)
+            hands.append(
+                KnownHand(int(row), sample.side, sample.joints, sample.joints_2d, camera, pixels[best], world[best])
+            )
+    return hands
+
+
+def bone_axes(joints: Array, side: Side = "right") -> Array:
+    """(21, 3, 3) axes, as columns, in which each of the joints (21, 3) keeps its place while the hand moves.
+
+    x points to the index side, y along the bone before the joint (at wrist and knuckles from the wrist to the fingers),
+    z out of the palm's or the back's plane. A left hand has those of its mirror image, mirrored.
+    """
+    if side == "left":
+        return _MIRROR[:, None] * bone_axes(joints * _MIRROR)
+    across = _unit(joints[_INDEX] - joints[_LITTLE])
+    along = _orthogonal(joints[list(FINGER_KNUCKLES)].mean(0) - joints[_WRIST], across)
+    normal = np.cross(across, along)
+    axes = np.tile(np.stack([across, along, normal], axis=-1), (21, 1, 1))
+    for finger in FINGERS:
+        for before, name in zip(
+            (f"{finger}{k}" for k in (1, 2, 3)), (f"{finger}2", f"{finger}3", f"{finger}_tip"), strict=True
+        ):
+            joint = KEYPOINTS.index(name)
+            bone = _unit(joints[joint] - joints[KEYPOINTS.index(before)])
+            # The thumb may lie along the palm's x axis, the other fingers do not.
+            x = _unit(np.cross(bone, normal)) if finger == "thumb" else _orthogonal(across, bone)
+            axes[joint] = np.stack([x, bone, np.cross(x, bone)], axis=-1)
+    return axes
+
+
+def fit_offsets(hands: Sequence[KnownHand]) -> Array:
+    """(21, 3) where the tracker's points lie from our joints, in `bone_axes`, in hand sizes (wrist to middle knuckle).
+
+    Fitted to its pixels alone, as a tracker's depth is a guess; robust least squares.
+    """
+    seen, wanted = zip(*(_projected(hand) for hand in hands), strict=True)
+    axes, residual = np.stack(seen), np.stack(wanted)  # (N, 21, 2, 3), (N, 21, 2)
+    offsets = np.zeros((21, 3))
+    for joint in range(21):
+        A, b = axes[:, joint].reshape(-1, 3), residual[:, joint].reshape(-1)
+        weight = np.ones(len(b))
+        for _ in range(_ROUNDS):
+            root = np.sqrt(weight)
+            offsets[joint] = np.linalg.lstsq(A * root[:, None], b * root, rcond=None)[0]
+            weight = np.minimum(1.0, _OUTLIER / np.abs(b - A @ offsets[joint]).clip(1e-9))
+    return offsets
+
+
+def errors_2d(hands: Sequence[KnownHand], offsets: Array) -> Array:
+    """(N,) mean distance of a tracker's pixels from our joints moved by `offsets`, as a share of the hand's box."""
+    errors = []
+    for hand in hands:
+        axes, residual = _projected(hand)
+        left = (residual - np.einsum("jab,jb->ja", axes, offsets)) * _px_a_size(hand)[:, None]
+        errors.append(np.linalg.norm(left, axis=-1).mean() / hand.extent)
+    return np.array(errors)
+
+
+def as_theirs(hand: KnownHand, offsets: Array) -> Array:
+    """(21, 3) m our joints moved to where the tracker has its points."""
+    return hand.joints + _size(hand.joints) * np.einsum("jab,jb->ja", bone_axes(hand.joints, hand.side), offsets)
+
+
+def _projected(hand: KnownHand) -> tuple[Array, Array]:
+    """(21, 2, 3) from offsets in `bone_axes` to the picture, and (21, 2) the tracker's residuals, in hand sizes."""
+    return bone_axes(hand.joints, hand.side)[:, :2], (hand.pixels - hand.joints_2d) / _px_a_size(hand)[:, None]
+
+
+def _px_a_size(hand: KnownHand) -> Array:
+    """(21,) how many pixels a hand's size spans at each joint's depth."""
+    place = solve_translation(hand.joints[None], hand.joints_2d[None], hand.camera)[0]
+    return hand.camera.fx * _size(hand.joints) / (hand.joints[:, 2] + place[2])
+
+
+def _size(points: Array) -> float:
+    return float(np.linalg.norm(points[_MIDDLE] - points[_WRIST]))
+
+
+def _unit(vector: Array) -> Array:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+
+
+def _orthogonal(vector: Array, to: Array) -> Array:
+    """The unit vector of what of `vector` is orthogonal to the unit vector `to`."""
+    return _unit(vector - (vector @ to) * to)
