@@ -52,6 +52,26 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert (tmp_path / "whole" / "curves.png").is_file()
 
 
+def test_a_run_that_goes_on_otherwise_says_so(tmp_path, caplog):
+    trainer(tmp_path).run(minutes=0.0)
+    trainer(tmp_path)
+    assert not caplog.messages
+    trainer(tmp_path, dataclasses.replace(TINY, samples=32, augment=NO_AUGMENT))
+    said = "\n".join(caplog.messages)
+    assert "another samples: 32 instead of 24" in said
+    assert "another augment" in said
+    Trainer(TINY, tmp_path, Mixture([HandList([posed_hand(9)])], [0.9]), [], {})
+    assert "another hands: [1] instead of [4]" in caplog.messages[-1]
+
+
+def test_what_was_measured_after_the_checkpoint_is_forgotten_at_a_resume(tmp_path):
+    trainer(tmp_path).run(minutes=0.0)  # a checkpoint and a measurement after 4 samples
+    before = (tmp_path / "synthetic.csv").read_bytes()
+    append_row(tmp_path / "synthetic.csv", {"seen": 20, "2d": 0.5})
+    trainer(tmp_path)
+    assert (tmp_path / "synthetic.csv").read_bytes() == before
+
+
 def test_resume_refuses_another_batch_size(tmp_path):
     trainer(tmp_path).run(minutes=0.0)
     with pytest.raises(ValueError, match="samples a step"):

@@ -8,6 +8,19 @@ from pathlib import Path
 from handmesh.atomic import written_whole
 
 
+def drop_rows_after(path: Path, seen: int) -> None:
+    """Take rows out of a file that were measured later than after `seen` samples: a resumed run measures them anew."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    kept = [row for row in rows if float(row["seen"]) <= seen]
+    if len(kept) < len(rows):
+        with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, restval="nan")
+            writer.writeheader()
+            writer.writerows(kept)
+
+
 def append_row(path: Path, row: dict[str, float], *, digits: int = 6) -> None:
     """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added."""
     values = {name: f"{value:.{digits}g}" for name, value in row.items()}

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from handmesh.model.regressor import HandRegressor, NetworkConfig, check_hand_mo
 from handmesh.model.unfold import unfold
 from handmesh.training.config import TrainConfig
 from handmesh.training.cpu_kernels import accelerate
-from handmesh.training.curves import append_row
+from handmesh.training.curves import append_row, drop_rows_after
 from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.losses import training_loss
 from handmesh.training.pictures import draw_curves, draw_overlays
@@ -112,6 +112,7 @@ class Trainer:
             module.to(self.device)
         self.ema = Ema(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
+        self.recipe = {**asdict(config), "hands": [len(d) for d in datasets.datasets], "shares": list(datasets.shares)}
         if stored is not None:
             self._restore(stored)
         self.model: nn.Module = accelerate(self.network) if self.device.type == "cpu" else self.network
@@ -235,6 +236,7 @@ class Trainer:
                 step=self.step,
                 per_step=self.per_step,
                 world=self.world,
+                recipe=self.recipe,
             )
         if self.world > 1:
             dist.barrier()
@@ -257,6 +259,12 @@ class Trainer:
         self.ema.state = {key: value.to(self.device) for key, value in stored["ema"].items()}
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step = stored["step"]
+        if self.rank == 0:
+            before = stored.get("recipe", self.recipe)
+            for name in (name for name, value in self.recipe.items() if before.get(name) != value):
+                _log.warning("goes on with another %s: %s instead of %s", name, self.recipe[name], before.get(name))
+            for path in self.folder.glob("*.csv"):
+                drop_rows_after(path, self.seen)
 
 
 def load_initial(network: HandRegressor, path: Path) -> None:
