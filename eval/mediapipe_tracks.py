@@ -16,15 +16,16 @@ import numpy as np
 
 
 def main() -> None:
-    import cv2
-    from mediapipe.python.solutions.hands import Hands  # pyright: ignore[reportMissingImports]
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--frames-alone", action="store_true", help="each frame is a picture of its own")
     parser.add_argument("--max-hands", type=int, default=1)
     args = parser.parse_args()
+
+    import cv2
+    from mediapipe.python.solutions.hands import Hands  # pyright: ignore[reportMissingImports]
+
     rows = []
     number = 0
     with Hands(static_image_mode=args.frames_alone, max_num_hands=args.max_hands, model_complexity=1) as hands:
