@@ -26,7 +26,10 @@ def main() -> None:
     tracker = HandTracker(HandMeshEstimator.from_pretrained(args.weights), max_hands=args.max_hands)
     result = measure_clip(tracker, args.video, args.labels, every=args.every)
     print(" ".join(f"{key}={value:.4g}" for key, value in result.items()))
-    write_result(args.out, {"clip": args.video.name, "weights": args.weights, **result})
+    protocol = (
+        "tracked with the tracker's defaults, no intrinsics; measures as in photos_test.json, 2d of the tracked mesh"
+    )
+    write_result(args.out, {"clip": args.video.name, "weights": args.weights, "protocol": protocol, **result})
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def main() -> None:
     for fact, rows in result.items():
         for group, row in rows.items() if fact not in ("all", "pose_class") else ():
             print(f"{fact} {group}", _line(row))
-    write_result(args.out, {"set": args.root.name, "split": args.split, "weights": args.weights, **result})
+    facts = {"set": args.root.name, "split": args.split, "weights": args.weights}
+    write_result(args.out, {**facts, "protocol": "single frames; true boxes, sides and cameras given", **result})
 
 
 def _line(row: dict[str, float]) -> str:
