@@ -26,9 +26,9 @@ def main() -> None:
         for name, row in rows.items():
             print(kind, name, " ".join(f"{key}={value:.4g}" for key, value in row.items()))
     protocol = (
-        "labels with a spread below .05; crops: their boxes and sides given; frames: found by the detector, matched where "
-        "boxes overlap; 2d: mean distance of 21 keypoints as a share of the longer side of the label's box, 2d_mesh: of "
-        "the mesh's joints; pck: share of keypoints within .05 and .1; pa_mpjpe_pseudo_mm: against the labels' own 3D"
+        "labels with a spread below .05; crops: their boxes and sides given; frames: found by the detector, matched "
+        "where boxes overlap; 2d: mean distance of 21 keypoints as a share of the longer side of the label's box, "
+        "2d_mesh: of the mesh's joints; pck: share within .05 and .1; pa_mpjpe_pseudo_mm: against the labels' own 3D"
     )
     write_result(args.out, {"split": args.split, "weights": args.weights, "protocol": protocol, **result})
 
