@@ -139,7 +139,15 @@ def test_an_unknown_shape_is_drawn_towards_the_mean(batch):
 def test_unknown_targets_do_not_move_the_network(batch):
     network = HandRegressor(NetworkConfig(input_size=64)).train()
     zero = torch.zeros_like(batch.weight_2d)
-    known = ("weight_2d", "weight_3d", "weight_parameters", "weight_mask", "weight_right", "presence")
+    known = (
+        "weight_2d",
+        "weight_projection",
+        "weight_3d",
+        "weight_parameters",
+        "weight_mask",
+        "weight_right",
+        "presence",
+    )
     blind = batch._replace(**dict.fromkeys(known, zero))
     total, terms = training_loss(network(batch.crops), blind, network.hand_model, LossWeights())
     assert {name for name, term in terms.items() if term.item() != 0.0} == {"presence"}

@@ -54,6 +54,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
 
 def test_a_run_that_goes_on_otherwise_says_so(tmp_path, caplog):
     trainer(tmp_path).run(minutes=0.0)
+    caplog.clear()
     trainer(tmp_path)
     assert not caplog.messages
     trainer(tmp_path, dataclasses.replace(TINY, samples=32, augment=NO_AUGMENT))
