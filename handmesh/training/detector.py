@@ -458,7 +458,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def mean_network(first: DetectorNetwork, second: DetectorNetwork, share: float) -> DetectorNetwork:
-    """The mean of two networks of one run's start and end, `share` of it the first's; it finds what either finds."""
+    """The mean of two networks' weights and moments, `share` of it the first's: of a run's start and end, say."""
     mean, other = copy.deepcopy(second), first.state_dict()
     for name, value in mean.state_dict().items():
         if value.dtype.is_floating_point:
