@@ -13,11 +13,12 @@ from pathlib import Path
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside `path`, of the same suffix, that takes its place when the block ends without an error.
 
+    Its suffix is in small letters, as numpy adds one of its own to what ends in .NPZ.
     Missing folders are made. Whatever stood at `path` stays untouched until then, and for good if the block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix.lower())
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -150,12 +150,7 @@ def _npz(clip: Clip, path: Path, model: HandModelArrays, keypoints: KeypointOrde
         "camera_distortion": np.array([[*c.distortion, *(0.0,) * (8 - len(c.distortion))] for c in cameras]),
         "camera_assumed": np.array([c.assumed for c in cameras]),
     }
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # numpy itself would add a suffix to what ends in .NPZ
-            np.savez_compressed(file, **arrays)
-
-    return {path: write}
+    return {path: lambda temporary: np.savez_compressed(temporary, **arrays)}
 
 
 CLIP_WRITERS: dict[str, Callable[[Clip, Path, HandModelArrays, KeypointOrder], Contents]] = {

@@ -128,8 +128,7 @@ def _write_json(hands: Sequence[HandMesh], path: Path) -> None:
 
 
 def _write_npz(hands: Sequence[HandMesh], path: Path) -> None:
-    with path.open("wb") as file:  # numpy itself would add a suffix to what ends in .NPZ
-        np.savez_compressed(file, **to_arrays(hands))
+    np.savez_compressed(path, **to_arrays(hands))
 
 
 def _write_obj(hands: Sequence[HandMesh], path: Path) -> None:
