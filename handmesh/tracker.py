@@ -188,11 +188,8 @@ class HandTracker:
         (hands,) = track_together([self], [frame_rgb], [timestamp_s], [camera])
         return hands
 
-    def _prepare(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> _Step:
-        """What the network is to be asked about the next frame; `_check` has been asked before."""
-        frame = laid_out(frame_rgb)
-        camera = check_camera(camera, frame, self._estimator.camera)
-        dt_s = self._check_time(timestamp_s)
+    def _prepare(self, frame: NDArray[np.uint8], timestamp_s: float, camera: Camera, dt_s: float) -> _Step:
+        """What the network is to be asked about the next frame, which `_checked` has passed."""
         self._warn_of_milliseconds(dt_s)
         self._forget_what_is_stale(frame, dt_s)
         self._time_s, self._frame_size = float(timestamp_s), frame.shape[:2]
@@ -219,10 +216,13 @@ class HandTracker:
         shown = sorted(shown, key=lambda track: (track.missed, track.id))[: self.max_hands]
         return [track.hand for track in sorted(shown, key=lambda track: track.id)]
 
-    def _check(self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None) -> None:
-        """Raise what is to be raised of a frame, its time or its camera, before anything has changed."""
-        check_camera(camera, check_frame(frame_rgb), self._estimator.camera)
-        self._check_time(timestamp_s)
+    def _checked(
+        self, frame_rgb: NDArray[np.uint8], timestamp_s: float, camera: Camera | None
+    ) -> tuple[NDArray[np.uint8], float, Camera, float]:
+        """The next frame as OpenCV reads it, its time, its camera and the seconds since the last one, or what is to be
+        raised of them; changes nothing."""
+        frame = laid_out(check_frame(frame_rgb))
+        return frame, timestamp_s, check_camera(camera, frame, self._estimator.camera), self._check_time(timestamp_s)
 
     def _check_time(self, timestamp_s: float) -> float:
         """Seconds since the last frame; infinite for the first."""
@@ -480,10 +480,9 @@ def track_together(
         raise ValueError("a tracker follows one video: give each video its own")
     if len({id(tracker._estimator) for tracker in trackers}) > 1:
         raise ValueError("trackers go together only if they share one estimator")
-    given = list(zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True))
-    for tracker, frame, time_s, camera in given:
-        tracker._check(frame, time_s, camera)
-    steps = [tracker._prepare(frame, time_s, camera) for tracker, frame, time_s, camera in given]
+    given = zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True)
+    checked = [tracker._checked(frame, time_s, camera) for tracker, frame, time_s, camera in given]
+    steps = [tracker._prepare(*one) for tracker, one in zip(trackers, checked, strict=True)]
     if not steps:
         return []
     answers = trackers[0]._estimator.sightings(
