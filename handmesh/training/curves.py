@@ -10,32 +10,35 @@ from handmesh.atomic import written_whole
 
 def drop_rows_after(path: Path, seen: int) -> None:
     """Take rows out of a file that were measured later than after `seen` samples: a resumed run measures them anew."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        names, rows = list(reader.fieldnames or ()), list(reader)
+    names, rows = _read(path)
     kept = [row for row in rows if float(row["seen"]) <= seen]
     if len(kept) < len(rows):
-        with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="nan")
-            writer.writeheader()
-            writer.writerows(kept)
+        _write(path, names, kept)
 
 
 def append_row(path: Path, row: dict[str, float], *, digits: int = 6) -> None:
     """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added."""
     values = {name: f"{value:.{digits}g}" for name, value in row.items()}
     names: list[str] = []
-    before: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or ())
-            before = [] if set(row) <= set(names) else list(reader)
+            names = list(csv.DictReader(file).fieldnames or ())
     if names and set(row) <= set(names):
         with path.open("a", newline="") as file:
             csv.DictWriter(file, names, restval="nan").writerow(values)
         return
+    before = _read(path)[1] if names else []
+    _write(path, list(dict.fromkeys([*names, *row])), [*before, values])
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
+
+
+def _write(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
     with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys([*names, *row])), restval="nan")
+        writer = csv.DictWriter(file, names, restval="nan")
         writer.writeheader()
-        writer.writerows([*before, values])
+        writer.writerows(rows)
