@@ -14,9 +14,10 @@ import numpy as np
 from handmesh import HandMeshEstimator
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.evaluation.label_convention import as_theirs, errors_2d, fit_offsets, match_hands
-from handmesh.evaluation.metrics import pa_error_mm
+from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.report import write_result
 from handmesh.mistakes import in_one_line
+from handmesh.records import box_of_keypoints
 from handmesh.skeleton import KEYPOINTS
 
 PALM_MM = 95.0
@@ -39,11 +40,11 @@ def main() -> None:
     everywhere = fit_offsets(hands)
     ours_2d, ours_3d = [], []
     for hand in hands:
-        box = np.concatenate([hand.joints_2d.min(0), hand.joints_2d.max(0)])
+        box = box_of_keypoints(hand.joints_2d)
         (found,) = estimator(dataset[hand.row].image, boxes=[box], sides=[hand.side], camera=hand.camera)
-        ours_2d.append(np.linalg.norm(found.joints_2d - hand.joints_2d, axis=-1).mean() / hand.extent)
+        ours_2d.append(found.joints_2d)
         ours_3d.append(found.joints)
-    truth = np.stack([hand.joints for hand in hands])
+    truth, truth_2d = np.stack([hand.joints for hand in hands]), np.stack([hand.joints_2d for hand in hands])
     moved, world = np.stack([as_theirs(hand, everywhere) for hand in hands]), np.stack([hand.world for hand in hands])
     facts = {
         "set": args.root.name,
@@ -57,7 +58,7 @@ def main() -> None:
         "halves_differ_mm": float(np.abs(offsets - again).mean() * PALM_MM),
         "labels_2d": float(errors_2d(halves[1], none).mean()),
         "labels_2d_after_offsets": float(errors_2d(halves[1], offsets).mean()),
-        "ours_2d": float(np.mean(ours_2d)),
+        "ours_2d": float(keypoint_error(np.stack(ours_2d), truth_2d).mean()),
         "labels_pa_mpjpe_mm": float(np.mean(pa_error_mm(world, truth))),
         "labels_pa_mpjpe_mm_after_offsets": float(np.mean(pa_error_mm(world, moved))),
         "ours_pa_mpjpe_mm": float(np.mean(pa_error_mm(np.stack(ours_3d).astype(float), truth))),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.mixture import HandDataset
+from handmesh.evaluation.metrics import keypoint_error
 from handmesh.placement import solve_translation
 from handmesh.records import Camera, Side
 from handmesh.skeleton import FINGER_KNUCKLES, FINGERS, KEYPOINTS
@@ -44,10 +46,16 @@ class KnownHand:
     pixels: Array
     world: Array
 
-    @property
-    def extent(self) -> float:
-        """Longer side of the true joints' box, px."""
-        return float(np.ptp(self.joints_2d, axis=0).max())
+    @cached_property
+    def axes(self) -> Array:
+        """(21, 3, 3) `bone_axes` of the true joints."""
+        return bone_axes(self.joints, self.side)
+
+    @cached_property
+    def px_a_size(self) -> Array:
+        """(21, 1) how many pixels a hand's size spans at each joint's depth."""
+        place = solve_translation(self.joints[None], self.joints_2d[None], self.camera)[0]
+        return self.camera.fx * _size(self.joints) / (self.joints[:, 2:] + place[2])
 
 
 def match_hands(dataset: HandDataset, frames: NDArray[np.integer], pixels: Array, world: Array) -> list[KnownHand]:
@@ -61,9 +69,9 @@ def match_hands(dataset: HandDataset, frames: NDArray[np.integer], pixels: Array
         (fx, _, cx), (_, fy, cy), _ = sample.intrinsics
         height, width = sample.image.shape[:2]
         own = np.flatnonzero(frames == row)
-        apart = np.linalg.norm(pixels[own] - sample.joints_2d, axis=-1).mean(-1)
+        apart = keypoint_error(pixels[own], np.tile(sample.joints_2d, (len(own), 1, 1))).mean(-1)
         best = own[int(apart.argmin())]
-        if apart.min() < SAME_HAND * np.ptp(sample.joints_2d, axis=0).max():
+        if apart.min() < SAME_HAND:
             camera = Camera(fx, fy, cx, cy, width, height)
             hands.append(
                 KnownHand(int(row), sample.side, sample.joints, sample.joints_2d, camera, pixels[best], world[best])
@@ -100,8 +108,8 @@ def fit_offsets(hands: Sequence[KnownHand]) -> Array:
 
     Fitted to its pixels alone, as a tracker's depth is a guess; robust least squares.
     """
-    seen, wanted = zip(*(_projected(hand) for hand in hands), strict=True)
-    axes, residual = np.stack(seen), np.stack(wanted)  # (N, 21, 2, 3), (N, 21, 2)
+    axes = np.stack([hand.axes[:, :2] for hand in hands])  # (N, 21, 2, 3) from offsets to the picture
+    residual = np.stack([(hand.pixels - hand.joints_2d) / hand.px_a_size for hand in hands])  # (N, 21, 2)
     offsets = np.zeros((21, 3))
     for joint in range(21):
         A, b = axes[:, joint].reshape(-1, 3), residual[:, joint].reshape(-1)
@@ -115,28 +123,14 @@ def fit_offsets(hands: Sequence[KnownHand]) -> Array:
 
 def errors_2d(hands: Sequence[KnownHand], offsets: Array) -> Array:
     """(N,) mean distance of a tracker's pixels from our joints moved by `offsets`, as a share of the hand's box."""
-    errors = []
-    for hand in hands:
-        axes, residual = _projected(hand)
-        left = (residual - np.einsum("jab,jb->ja", axes, offsets)) * _px_a_size(hand)[:, None]
-        errors.append(np.linalg.norm(left, axis=-1).mean() / hand.extent)
-    return np.array(errors)
+    moved = [h.joints_2d + h.px_a_size * np.einsum("jab,jb->ja", h.axes[:, :2], offsets) for h in hands]
+    side = np.array([np.ptp(hand.joints_2d, axis=0).max() for hand in hands])
+    return np.linalg.norm([h.pixels - m for h, m in zip(hands, moved, strict=True)], axis=-1).mean(-1) / side
 
 
 def as_theirs(hand: KnownHand, offsets: Array) -> Array:
     """(21, 3) m our joints moved to where the tracker has its points."""
-    return hand.joints + _size(hand.joints) * np.einsum("jab,jb->ja", bone_axes(hand.joints, hand.side), offsets)
-
-
-def _projected(hand: KnownHand) -> tuple[Array, Array]:
-    """(21, 2, 3) from offsets in `bone_axes` to the picture, and (21, 2) the tracker's residuals, in hand sizes."""
-    return bone_axes(hand.joints, hand.side)[:, :2], (hand.pixels - hand.joints_2d) / _px_a_size(hand)[:, None]
-
-
-def _px_a_size(hand: KnownHand) -> Array:
-    """(21,) how many pixels a hand's size spans at each joint's depth."""
-    place = solve_translation(hand.joints[None], hand.joints_2d[None], hand.camera)[0]
-    return hand.camera.fx * _size(hand.joints) / (hand.joints[:, 2] + place[2])
+    return hand.joints + _size(hand.joints) * np.einsum("jab,jb->ja", hand.axes, offsets)
 
 
 def _size(points: Array) -> float:
