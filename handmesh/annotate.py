@@ -122,7 +122,7 @@ def annotate_video(
                 tracking_s += time.perf_counter() - before
                 canvas = overlay.draw(frame, hands)
                 draw_labels(canvas, hands)
-                writer.write(canvas)
+                writer.write(canvas, time_s)
                 if clip is not None:
                     clip.add(time_s, hands)
                 elif save is not None and hands:

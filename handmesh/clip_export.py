@@ -86,8 +86,8 @@ Contents = dict[Path, Callable[[Path], object]]
 def _glb(clip: Clip, path: Path, model: HandModelArrays, keypoints: KeypointOrder) -> Contents:
     tracks = clip.tracks()
     rests = [RestHand.from_model(model, track.betas, track.side) for track in tracks]
-    start_s = clip.times_s[0]
-    data = animated_glb(tracks, rests, start_s, clip.times_s[-1] - start_s)
+    start_s, frame_s = clip.times_s[0], 1 / clip.fps
+    data = animated_glb(tracks, rests, start_s, clip.times_s[-1] + frame_s - start_s, frame_s)
     return {path: lambda temporary: temporary.write_bytes(data)}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from handmesh.skeleton import MANO_JOINTS, MANO_PARENTS
 from handmesh.smoothing import rotmat_to_rotvec
 
 LONGEST_BRIDGE_S = 0.25
-"""A hand unseen for longer is hidden; shorter gaps are bridged by the viewer."""
+"""A hand that is missing in frames for longer is hidden; shorter gaps are bridged by the viewer."""
 
 HIDDEN_AFTER_S = 0.05
-"""So long a hand stays where it was seen last before it is hidden."""
+"""So long a hand stays where it was seen last before it is hidden, and at least as long as a frame lasts."""
 
 COLORS = {"right": (0.36, 0.66, 1.0, 1.0), "left": (1.0, 0.62, 0.36, 1.0)}
 _HIDDEN_SCALE = 1e-4
@@ -65,8 +64,10 @@ class _Buffer:
         return len(self.accessors) - 1
 
 
-def animated_glb(tracks: Sequence[HandTrack], rests: Sequence[RestHand], start_s: float, duration_s: float) -> bytes:
-    """A clip's tracks with their hands at rest as a .glb, its ``start_s`` at time 0."""
+def animated_glb(
+    tracks: Sequence[HandTrack], rests: Sequence[RestHand], start_s: float, duration_s: float, frame_s: float
+) -> bytes:
+    """A clip's tracks with their hands at rest as a .glb, its ``start_s`` at time 0; a frame lasts ``frame_s``."""
     buffer = _Buffer()
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "handmesh"},
@@ -80,7 +81,7 @@ def animated_glb(tracks: Sequence[HandTrack], rests: Sequence[RestHand], start_s
     }
     for track, rest in zip(tracks, rests, strict=True):
         _add_hand(document, buffer, track, rest)
-        _animate(document, buffer, track, track.times_s - start_s, duration_s)
+        _animate(document, buffer, track, start_s, duration_s, frame_s)
     document |= {
         "buffers": [{"byteLength": len(buffer.data)}],
         "bufferViews": buffer.views,
@@ -137,16 +138,17 @@ def _add_hand(document: dict[str, Any], buffer: _Buffer, track: HandTrack, rest:
 
 
 def _animate(
-    document: dict[str, Any], buffer: _Buffer, track: HandTrack, times_s: NDArray[np.float64], duration_s: float
+    document: dict[str, Any], buffer: _Buffer, track: HandTrack, start_s: float, duration_s: float, frame_s: float
 ) -> None:
     first_joint = len(document["nodes"]) - 16
+    times_s = track.times_s - start_s
     wrist, turns = _placed(track)
     times = buffer.add(times_s, _FLOAT, "SCALAR", bounds=True)
     _channel(document, times, buffer.add(wrist, _FLOAT, "VEC3"), first_joint, "translation", "LINEAR")
     for joint in range(16):
         keys = buffer.add(turns[:, joint], _FLOAT, "VEC4")
         _channel(document, times, keys, first_joint + joint, "rotation", "LINEAR")
-    at_s, shown = _visibility(times_s, duration_s)
+    at_s, shown = _visibility(times_s, track.frames, duration_s, frame_s)
     scales = np.where(shown, 1.0, _HIDDEN_SCALE)[:, None].repeat(3, axis=1)
     moments = buffer.add(at_s, _FLOAT, "SCALAR", bounds=True)
     _channel(document, moments, buffer.add(scales, _FLOAT, "VEC3"), first_joint, "scale", "STEP")
@@ -176,15 +178,18 @@ def quaternions(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
     return turned.reshape(*rotations.shape[:-2], 4)
 
 
-def _visibility(times_s: NDArray[np.float64], duration_s: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Moments at which a hand appears or goes, from 0 on."""
+def _visibility(
+    times_s: NDArray[np.float64], frames: NDArray[np.int64], duration_s: float, frame_s: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Moments at which a hand appears or goes, from 0 to the clip's end."""
+    stays_s = max(HIDDEN_AFTER_S, frame_s)
     moments: list[tuple[float, bool]] = []
     if times_s[0] > 0:
         moments.append((0.0, False))
     moments.append((float(times_s[0]), True))
-    for before, after in pairwise(times_s):
-        if after - before > LONGEST_BRIDGE_S:
-            moments += [(float(before) + HIDDEN_AFTER_S, False), (float(after), True)]
-    if duration_s - times_s[-1] > HIDDEN_AFTER_S:
-        moments.append((float(times_s[-1]) + HIDDEN_AFTER_S, False))
+    for before, after, apart in zip(times_s[:-1], times_s[1:], np.diff(frames), strict=True):
+        if apart > 1 and after - before > max(LONGEST_BRIDGE_S, stays_s):
+            moments += [(float(before) + stays_s, False), (float(after), True)]
+    gone_s = float(times_s[-1]) + stays_s
+    moments.append((gone_s, False) if gone_s < duration_s else (duration_s, True))
     return np.array([at for at, _ in moments]), np.array([shown for _, shown in moments])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,8 @@ PICTURES_PER_SECOND = 1.0
 """Pictures of a folder need not show the same hands: so far apart in time, a tracker searches each anew."""
 _PLAIN_FPS = 65.0  # any rate below can be written as it is
 _UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
+_LIKELY_FPS = 240.0  # what a file says beyond is more often its clock's rate: Matroska's, for one, ticks 1000 times a second
+_TIMED_FRAMES = 8  # from whose times the rate then comes
 
 
 class CameraLostError(OSError):
@@ -177,7 +180,7 @@ class PictureSource(FrameSource):
 
 
 class VideoFileSource(FrameSource):
-    """A video file, every frame of it."""
+    """A video file, every frame of it at the time that the file gives it, counted from the first one's."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -185,32 +188,49 @@ class VideoFileSource(FrameSource):
         self._reading = threading.Lock()  # letting a file go while another thread reads it ends the program
         with _quiet_opencv:
             self._capture = cv2.VideoCapture(str(path.absolute()))  # FFmpeg takes the 12 of 12:30.mp4 for a protocol
-            done, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not done:
+            first = self._read() if self._capture.isOpened() else None
+        if first is None:
             self._capture.release()
             raise ValueError(
                 f"{path} cannot be read as a video: not a single frame of it can be decoded; is it damaged or cut off?"
             )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        usable = np.isfinite(fps) and 0 < fps <= 1000
-        super().__init__(path.name, float(fps) if usable else _UNKNOWN_FPS, count if count > 0 else None)
+        count: int | None = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._ahead = [first]
+        if not 0 < fps <= _LIKELY_FPS:  # nor a number, perhaps
+            self._ahead += islice(iter(self._read, None), _TIMED_FRAMES - 1)
+            fps, count = _rate(self._ahead), None
+        super().__init__(path.name, fps, count if count is not None and count > 0 else None)
 
     def __iter__(self) -> Iterator[TimedFrame]:
-        number, frame = 0, self._first
-        self._first = None
-        while frame is not None:
-            yield _rgb(frame), number / self.fps
+        ahead, self._ahead = self._ahead, []
+        start_s = ahead[0][1] if ahead else 0.0
+        number, time_s = 0, 0.0
+        for frame, at_s in chain(ahead, iter(self._read, None)):
+            if number:
+                since_s = at_s - start_s
+                time_s = since_s if since_s > time_s else time_s + 1 / self.fps
+            yield _rgb(frame), time_s
             number += 1
-            with self._reading:
-                done, frame = self._capture.read()
-            frame = frame if done else None
         if self.frame_count is not None and number < self.frame_count:
             _log.warning("%s: read %d of the %d frames that it announces", self.name, number, self.frame_count)
+
+    def _read(self) -> tuple[NDArray[Any], float] | None:
+        """The next frame as OpenCV decodes it and its time in the file in seconds; None at the end."""
+        with self._reading:
+            done, frame = self._capture.read()
+            return (frame, 1e-3 * self._capture.get(cv2.CAP_PROP_POS_MSEC)) if done else None
 
     def close(self) -> None:
         with self._reading:
             self._capture.release()
+
+
+def _rate(frames: list[tuple[NDArray[Any], float]]) -> float:
+    """Frames a second by the median of the times between them, the usual rate where these tell none."""
+    apart_s = np.diff([at_s for _, at_s in frames])
+    usual_s = float(np.median(apart_s)) if len(apart_s) else 0.0
+    return 1 / usual_s if usual_s > 0 else _UNKNOWN_FPS
 
 
 class CameraSource(FrameSource):

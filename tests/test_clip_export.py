@@ -157,6 +157,20 @@ def test_animated_glb_skins_to_the_meshes_of_every_frame(clip, tmp_path, number)
             np.testing.assert_allclose(posed[name], (hand.vertices + hand.translation) * TO_YUP, atol=MICRON)
 
 
+def test_a_slow_clip_shows_its_hands_all_the_time(clip, tmp_path):
+    """Pictures of a folder come once a second: a hand is out of sight only where frames without it come between."""
+    slow = Clip(1.0)
+    for second in range(FRAMES):
+        slow.add(second, clip.frames[second])
+    export_clip(slow, tmp_path / "slow.glb", MODEL)
+    glb = Glb(tmp_path / "slow.glb")
+    (animation,) = glb.gltf.animations
+    assert max(glb.array(sampler.input).max() for sampler in animation.samplers) == FRAMES
+    for time_s in np.arange(0.2, FRAMES, 0.35):
+        seen = {name for name, points in glb.skinned(time_s).items() if np.ptp(points, axis=0).max() > 0.01}
+        assert seen == ({"right_0"} if int(time_s) in GONE else {"right_0", "left_1"})
+
+
 def test_animated_glb_opens_in_trimesh_and_names_its_joints(clip, tmp_path):
     export_clip(clip, tmp_path / "clip.glb", MODEL)
     scene = trimesh.load_scene(tmp_path / "clip.glb")

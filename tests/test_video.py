@@ -67,6 +67,46 @@ def test_a_video_comes_back_in_order_in_rgb_and_on_time(tmp_path):
         assert np.abs(frame.astype(float) - plain(level)).mean() < CODEC_TOLERANCE
 
 
+class TimedCapture:
+    """As OpenCV's: grey frames at times in ms, and a rate that the file claims."""
+
+    def __init__(self, times_ms, fps):
+        self.times_ms, self.fps, self.number = times_ms, fps, 0
+
+    def isOpened(self):  # noqa: N802 (OpenCV's names)
+        return True
+
+    def read(self):
+        self.number += 1
+        return self.number <= len(self.times_ms), plain(self.number)
+
+    def get(self, what):
+        at = {cv2.CAP_PROP_FPS: self.fps, cv2.CAP_PROP_FRAME_COUNT: 5956.0}
+        return at[what] if what in at else self.times_ms[self.number - 1]
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize("fps", [1000.0, 30.0, float("nan")])
+def test_frames_of_an_uneven_pace_come_at_the_files_times(tmp_path, monkeypatch, caplog, fps):
+    """Browsers record so: times in whole milliseconds, pauses, and the clock's rate given as that of the frames."""
+    times_ms = [40, 73, 107, 349, 383, 416, 450, 483, 517, 517, 551]  # one twice
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda _: TimedCapture(times_ms, fps))
+    (tmp_path / "clip.webm").write_bytes(b"video")
+    with open_source(tmp_path / "clip.webm") as source:
+        assert source.fps == pytest.approx(30.0, rel=0.03)
+        frames, times = zip(*source, strict=True)
+    assert [frame[-1, -1, 2] for frame in frames] == [*range(1, 12)]  # red in OpenCV's order is blue here
+    expected = (np.array(times_ms) - 40) / 1000
+    expected[9] = expected[8] + 1 / source.fps
+    np.testing.assert_allclose(times[:10], expected[:10])
+    assert times[10] > times[9]
+    if fps == 1000.0:
+        assert source.frame_count is None
+        assert not caplog.records
+
+
 def test_pictures_keep_every_value_and_come_upright(tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     write_picture(tmp_path / "a.png", frame)
