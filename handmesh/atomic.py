@@ -24,6 +24,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

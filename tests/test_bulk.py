@@ -7,7 +7,9 @@ import pickle
 import re
 import shlex
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -445,14 +447,80 @@ def test_unfinished_parts_of_killed_workers_are_cleared_away(tmp_path, pictures,
 
 
 @pytest.mark.parametrize("table", ["npz", "parquet"])
-def test_a_damaged_part_is_named(tmp_path, pictures, task, in_this_process, table):
+def test_a_damaged_part_is_set_aside_and_its_files_are_read_again(
+    tmp_path, pictures, task, in_this_process, table, caplog
+):
     if table == "parquet":
         pytest.importorskip("pyarrow", reason="needs the scale extra")
     run_job(pictures[:1], replace(task, table=table), tmp_path / "out")
     (part,) = parts_in(tmp_path / "out" / "parts")
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{part.name} is no whole part of a job: delete it"):
-        run_job(pictures[:1], replace(task, table=table), tmp_path / "out")
+    report = run_job(pictures[:1], replace(task, table=table), tmp_path / "out")
+    assert f"{part.name} is no whole part of a job" in caplog.text
+    assert (report.found_done, report.hands) == (0, 1)
+    assert part.with_name(f"{part.name}.damaged").is_file()
+    assert len(parts_in(tmp_path / "out" / "parts")) == 1
+
+
+def test_two_jobs_are_never_at_work_in_one_folder(tmp_path, pictures, task, in_this_process):
+    refused = []
+
+    def try_another(done, files):
+        with pytest.raises(ValueError, match=r"another job is at work in .*out: wait for it") as error:
+            run_job(pictures[:2], task, tmp_path / "out")
+        refused.append(error)
+
+    run_job(pictures[2:4], task, tmp_path / "out", on_progress=try_another)
+    assert refused
+    assert run_job(pictures[:2], task, tmp_path / "out").hands == 2
+    assert len(read_index(tmp_path / "out")) == 4
+
+
+KILLED_JOB = """
+import sys
+from pathlib import Path
+from handmesh.bulk import processes, worker
+
+class Slow:
+    def __init__(self, *_): pass
+    def __call__(self, files):
+        import os, time
+        Path(files[0]).write_text(str(os.getpid()))
+        time.sleep(60)
+
+processes.Worker = Slow
+if __name__ == "__main__":
+    with processes.local_crew(None, Path("."), 1, workers=1) as crew:
+        list(crew.run([[sys.argv[1]]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_workers_end_when_their_job_is_killed(tmp_path):
+    (tmp_path / "job.py").write_text(KILLED_JOB)
+    begun = tmp_path / "begun"
+    with subprocess.Popen([sys.executable, "job.py", str(begun)], cwd=tmp_path) as started:
+        deadline = time.monotonic() + 60
+        while not (begun.is_file() and begun.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        worker = int(begun.read_text())
+        started.kill()
+    for _ in range(200):
+        if not Path(f"/proc/{worker}").exists() or "\nState:\tZ" in Path(f"/proc/{worker}/status").read_text():
+            return
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker has outlived its job")
+
+
+def test_a_folder_of_pictures_is_read_again_when_one_of_them_changes(tmp_path, task, in_this_process):
+    for number in range(3):
+        write_picture(tmp_path / "seq" / f"{number}.png", picture())
+    run_job([str(tmp_path / "seq")], replace(task, kind="video"), tmp_path / "out")
+    assert run_job([str(tmp_path / "seq")], replace(task, kind="video"), tmp_path / "out").found_done == 1
+    write_picture(tmp_path / "new.png", picture()[::-1])
+    (tmp_path / "seq" / "1.png").write_bytes((tmp_path / "new.png").read_bytes())
+    assert run_job([str(tmp_path / "seq")], replace(task, kind="video"), tmp_path / "out").found_done == 0
 
 
 def test_a_folder_holds_one_job(tmp_path, pictures, task, in_this_process):

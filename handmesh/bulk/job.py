@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from handmesh.assets import load_hand_model, save_npz, weights_path
 from handmesh.atomic import written_whole
@@ -26,6 +29,8 @@ from handmesh.bulk.processes import local_crew
 from handmesh.bulk.ray_cluster import import_ray, ray_crew
 from handmesh.bulk.worker import Crew, Task, part_name
 from handmesh.estimator import HandMeshEstimator
+
+_log = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
 
@@ -85,8 +90,8 @@ def run_job(
         on_progress: is told how many of how many files are done.
 
     Files that cannot be read do not stop the job: their entries in the index say why, and the next run tries them
-    again. Raises ValueError if the folder holds the results of another task, and for bad weights and missing packages
-    what `Task.open_estimator`, `check_parquet`, `import_ray` and `ray_crew` raise.
+    again. Raises ValueError if the folder holds the results of another task or another job is at work there, and for
+    bad weights and missing packages what `Task.open_estimator`, `check_parquet`, `import_ray` and `ray_crew` raise.
     """
     started_s = time.perf_counter()
     wanted = list(dict.fromkeys(os.path.abspath(file) for file in files))
@@ -96,25 +101,26 @@ def run_job(
         import_ray()
     estimator = task.open_estimator(threads=1)  # what is wrong with the task is told here, not by each worker
     vertex_count = estimator.vertex_count
-    _claim_folder(folder, task, _describe(task, estimator))
-    parts = folder / "parts"
-    entries = _known_entries(parts, set(wanted))
-    waiting = [file for file in wanted if file not in entries]
-    found_done = len(wanted) - len(waiting)
-    new: dict[str, Entry] = {}
-    try:
-        if waiting:
-            with _crew(engine, task, parts, len(waiting), workers, threads, address) as crew:
-                for done in _work(crew, waiting, task):
-                    new.update({entry.path: entry for entry in done})
-                    if on_progress is not None:
-                        on_progress(found_done + len(new), len(wanted))
-        lost = [file for file in waiting if file not in new]
-        if lost:
-            new.update({entry.path: entry for entry in _give_up(lost, task, parts, vertex_count)})
-        clear_unfinished(parts)
-    finally:
-        _write_index(folder, [*entries.values(), *new.values()])
+    with _alone_in(folder):
+        _claim_folder(folder, task, _describe(task, estimator))
+        parts = folder / "parts"
+        entries = _known_entries(parts, set(wanted))
+        waiting = [file for file in wanted if file not in entries]
+        found_done = len(wanted) - len(waiting)
+        new: dict[str, Entry] = {}
+        try:
+            if waiting:
+                with _crew(engine, task, parts, len(waiting), workers, threads, address) as crew:
+                    for done in _work(crew, waiting, task):
+                        new.update({entry.path: entry for entry in done})
+                        if on_progress is not None:
+                            on_progress(found_done + len(new), len(wanted))
+            lost = [file for file in waiting if file not in new]
+            if lost:
+                new.update({entry.path: entry for entry in _give_up(lost, task, parts, vertex_count)})
+            clear_unfinished(parts)
+        finally:
+            _write_index(folder, [*entries.values(), *new.values()])
     now = [entry for entry in (entries | new).values() if entry.path in set(wanted)]
     return JobReport(
         files=len(wanted),
@@ -189,13 +195,29 @@ def _known_entries(parts: Path, wanted: Collection[str]) -> dict[str, Entry]:
     """
     known: dict[str, Entry] = {}
     for path in parts_in(parts):
-        entries = read_entries(path)
+        try:
+            entries = read_entries(path)
+        except ValueError as error:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            _log.warning("%s; it is set aside as %s.damaged", error, path.name)
+            continue
         again = {entry.path for entry in entries if entry.path in wanted and not entry.is_current}
         again |= {entry.path for entry in entries if entry.path in known}
         if again:
             drop_files(path, again)
         known.update({entry.path: entry for entry in entries if entry.path not in again})
     return known
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder; a job that is killed lets them in. Raises ValueError if one is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another job is at work in {folder}: wait for it, or choose another folder") from None
 
 
 def _claim_folder(folder: Path, task: Task, about: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from handmesh.atomic import written_whole
 from handmesh.bulk.parquet import ColumnTypes, Rows, as_utf8, open_parquet, read_description, read_parquet
 from handmesh.export import to_arrays
 from handmesh.records import HandMesh
+from handmesh.video import pictures_in
 
 Table = Literal["npz", "parquet"]
 FileState = tuple[int, int]
@@ -90,12 +91,13 @@ class Entry:
 
 
 def file_state(path: str) -> FileState:
-    """Bytes and time of change (ns) of a file, or those of a folder itself; zeros where there is nothing."""
+    """Bytes and time of change (ns) of a file, or of a folder's pictures together; zeros where there is nothing."""
     try:
-        state = os.stat(path)
+        files = pictures_in(Path(path)) if os.path.isdir(path) else [path]
+        states = [os.stat(file) for file in files]
     except OSError:
         return 0, 0
-    return state.st_size, state.st_mtime_ns
+    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
 
 
 @dataclass(eq=False)
@@ -197,9 +199,7 @@ def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
             text = read_description(path)[_ENTRIES]
         return [Entry(**entry) for entry in json.loads(text)]
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no whole part of a job: delete it to have its files read again ({error})"
-        ) from error
+        raise ValueError(f"{path} is no whole part of a job: without it its files are read again ({error})") from error
 
 
 def drop_files(path: Path, files: Collection[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -100,10 +102,19 @@ class WorkerProcess:
         self._process.join()
 
 
+def _end_with_the_job() -> None:
+    """End this worker when its job is killed, so that the job can go on at once, in another process, without it."""
+    job = multiprocessing.parent_process()
+    if job is not None:
+        job.join()
+        os._exit(1)
+
+
 def _serve(connection: Connection, task: Task, parts: Path, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that an unfinished part is cleared away
     logging.getLogger("handmesh").setLevel(logging.ERROR)  # warnings about files stand in their entries
+    threading.Thread(target=_end_with_the_job, daemon=True).start()
     try:
         worker = Worker(task, parts, threads)
         connection.send(None)
