@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 
 import cv2
 import graphs
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import trimesh
 from pygltflib import GLTF2
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from websockets.sync.client import connect
@@ -605,6 +607,42 @@ def test_osc_without_a_way_to_the_receiver_complains_once(caplog):
     assert "OSC packets are lost" in caplog.text
 
 
+def test_osc_receivers_hear_that_hands_are_gone_when_the_camera_is(estimator):
+    from pythonosc.osc_bundle import OscBundle
+
+    class Unplugged(Camera):
+        def __iter__(self):
+            yield hand_frame(), time.monotonic()
+            raise CameraLostError("unplugged")
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        engine = Engine(estimator)
+        source = ServerSource(engine, "camera 0", Unplugged, osc=OscSender(*receiver.getsockname()))
+        packets = [{m.address: m.params for m in OscBundle(receiver.recv(65536))} for _ in range(2)]
+        source.close()
+        engine.close()
+    assert packets[0]["/handmesh/frame"][0] == 1
+    assert packets[1]["/handmesh/frame"][0] == 0
+    assert packets[1]["/handmesh/0/lost"] == []
+
+
+def test_osc_says_that_no_hands_are_left_when_the_server_ends(estimator):
+    from pythonosc.osc_bundle import OscBundle
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        sender = OscSender(*receiver.getsockname())
+        hands = [replace(hand, track_id=number) for number, hand in enumerate(2 * estimator(hand_frame()))]
+        sender.send(HandFrame(hands, hands[0].camera, 1.0))
+        assert len(receiver.recv(65536)) == pytest.approx(1510, abs=30)
+        sender.close()
+        addresses = [m.address for m in OscBundle(receiver.recv(65536))]
+    assert addresses == ["/handmesh/frame", "/handmesh/0/lost", "/handmesh/1/lost"]
+
+
 @pytest.mark.parametrize("text", ["9000", "localhost", "localhost:0", "localhost:x", ":9000"])
 def test_osc_receivers_must_be_addresses(text):
     with pytest.raises(ValueError, match="host:port"):
@@ -620,6 +658,18 @@ def test_others_need_a_token():
     with pytest.raises(ValueError, match="16 characters"):
         Access("0.0.0.0", "short")
     assert TOKEN not in repr(Access("0.0.0.0", TOKEN))
+
+
+@pytest.mark.parametrize("text", ["http://localhost:8000", "http://localhost:8000/", "HTTP://LocalHost:8000"])
+def test_origins_may_be_given_as_address_bars_show_them(text):
+    headers = Headers({"host": "127.0.0.1:8765", "origin": "http://localhost:8000"})
+    assert Access(origins=[text]).refusal("/v1/info", headers) is None
+
+
+@pytest.mark.parametrize("text", ["localhost:8000", "http://localhost:8000/app", "localhost", "http://", "*"])
+def test_what_is_no_origin_is_refused(text):
+    with pytest.raises(ValueError, match="such as http://localhost:8000"):
+        Access(origins=[text])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "LOCALHOST", "::1", "[::1]"])

@@ -48,6 +48,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def as_origin(text: str) -> str:
+    """An origin as browsers write it, from what an address bar shows. Raises ``ValueError`` where it is none."""
+    parts = urlsplit(text.strip())
+    if not parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"an origin is a page's scheme, host and port, such as http://localhost:8000, not {text!r}")
+    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
+
+
 @dataclass
 class Bucket:
     """Lets ``rate`` events a second through, after a burst of up to two seconds' worth, or of one event."""
@@ -80,7 +89,7 @@ class Access:
         origins: further origins, such as ``http://localhost:8000``, whose pages may use the API.
         requests_per_s: of each address to the API.
 
-    Raises ``ValueError`` for a host that others can reach without a token, and for a token that is none.
+    Raises ``ValueError`` for a host that others can reach without a token, and for a token or an origin that is none.
     """
 
     host: str = "127.0.0.1"
@@ -93,6 +102,7 @@ class Access:
             raise ValueError(f"others can reach a server on {self.host}: give it a token (--token), or bind 127.0.0.1")
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise ValueError("a token needs at least 16 characters, of letters, digits and ._~- only")
+        object.__setattr__(self, "origins", tuple(map(as_origin, self.origins)))
 
     def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """HTTP status and reason why a request is refused, or None where it is welcome."""

@@ -10,13 +10,15 @@ One bundle a frame, so that what belongs together arrives together::
     /handmesh/ID/rotations   48 floats, rotation vectors in MANO's order, the wrist's first
     /handmesh/ID/lost        once, when the hand is gone
 
-``ID`` is the hand's track number. Two hands fit into one packet of an Ethernet's usual size, about 1,100 bytes.
+``ID`` is the hand's track number. A bundle of one hand has about 780 bytes and fits into a packet of an Ethernet's
+usual size; one of two, about 1,510, travels as two that arrive together or not at all.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,6 +45,7 @@ class OscSender:
         from pythonosc.udp_client import UDPClient
 
         self._client = UDPClient(host, port)
+        self._last: HandFrame | None = None
         self._known: set[int] = set()
         self._complained = False
 
@@ -70,7 +73,7 @@ class OscSender:
         seen = _track_ids(frame.hands)
         for gone in sorted(self._known - seen):
             add(f"{gone}/lost")
-        self._known = seen
+        self._last, self._known = frame, seen
         try:
             self._client.send(bundle.build())
         except OSError as error:  # such as a network that is down: no reason to stop what others watch
@@ -78,8 +81,14 @@ class OscSender:
                 _log.warning("OSC packets are lost: %s", error)
             self._complained = True
 
+    def lose(self) -> None:
+        """Say that the hands that were sent last are gone: nothing comes from their source for now."""
+        if self._known and self._last is not None:
+            self.send(replace(self._last, hands=[]))
+
     def close(self) -> None:
-        """Let the socket go."""
+        """Say that no hands are left, and let the socket go."""
+        self.lose()
         self._client.close()
 
 

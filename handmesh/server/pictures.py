@@ -24,7 +24,9 @@ def read_picture_bytes(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     width, height = picture_size(data)
     if width * height > max_pixels:
         raise ValueError(f"the picture has {width} x {height} pixels; at most {max_pixels} are taken: send it smaller")
-    return decode_picture(data, "the picture")
+    return decode_picture(
+        data, f"the {'PNG' if data.startswith(_PNG) else 'JPEG'} that was sent", "cut short or damaged"
+    )
 
 
 def picture_size(data: bytes) -> tuple[int, int]:

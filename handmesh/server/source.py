@@ -57,7 +57,7 @@ class ServerSource:
         self._source: FrameSource | None = None
         self._dropped = 0
         if osc is not None:
-            self.listen(lambda frame: osc.send(frame) if isinstance(frame, HandFrame) else None)
+            self.listen(lambda frame: osc.send(frame) if isinstance(frame, HandFrame) else osc.lose())
 
     def listen(self, listener: Listener, wants_picture: Callable[[], bool] = lambda: False) -> None:
         """Send hands there too, with the pictures where it wants them; opens the source for the first listener."""

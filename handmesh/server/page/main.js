@@ -85,9 +85,9 @@ function listHands(hands, assumed = true) {
   if ($('picture').getAttribute('aria-label') !== label) $('picture').setAttribute('aria-label', label);
 }
 
-/** Say what is wrong, or that nothing is; what the connection says of itself takes back nothing else. */
+/** Say what is wrong, or that nothing is; what the connection or an answer says takes back nothing else. */
 function trouble(text = '', about = 'page') {
-  if (!text && about === 'server' && trouble.about !== about) return;
+  if (!text && about !== 'page' && trouble.about !== about) return;
   trouble.about = about;
   $('trouble').textContent = text;
   $('trouble').hidden = !text;
@@ -149,6 +149,7 @@ async function onHands(message) {
 }
 
 function show(frame, message, stages, delay, now) {
+  trouble('', 'answer'); // what it refused was another frame or option
   latest = { frame, message };
   views.show(frame, style());
   listHands(frame.hands, frame.camera.assumed);
@@ -287,7 +288,8 @@ server.addEventListener('hello', ({ detail: { faces, bones, source } }) => {
 server.addEventListener('hands', ({ detail }) => mode && onHands(detail));
 server.addEventListener('refused', ({ detail }) => {
   pending = [];
-  trouble(`The server says: ${detail}.`);
+  trouble(`The server says: ${detail}.`, 'answer');
+  if (mode === 'server') clearHands(); // its source is gone
 });
 
 // --- controls
@@ -321,7 +323,8 @@ for (const id of ['mesh', 'wireframe', 'skeleton']) {
 $('mirror').addEventListener('change', () => setMirror($('mirror').checked));
 $('smoothing').addEventListener('change', () => server.set({ smoothing: $('smoothing').checked }));
 $('fov').addEventListener('change', () => {
-  if ($('fov').reportValidity()) server.set({ fov_deg: $('fov').valueAsNumber });
+  if (!$('fov').reportValidity()) return;
+  server.set({ fov_deg: $('fov').valueAsNumber });
   if (stillPicture) sendStill();
 });
 $('record').addEventListener('click', toggleRecording);

@@ -21,6 +21,23 @@ function toGl(points, out) {
   return out;
 }
 
+/**
+ * Points (camera axes, from `at`) moved to where a pinhole camera would have to see them to draw them as the lens does:
+ * along the picture's plane, by OpenCV's model.
+ */
+function throughLens(points, [ax, ay, az], [k1, k2, p1, p2, k3, k4, k5, k6]) {
+  const moved = new Float32Array(points.length);
+  for (let i = 0; i < points.length; i += 3) {
+    const z = Math.max(points[i + 2] + az, NEAR_M), x = (points[i] + ax) / z, y = (points[i + 1] + ay) / z;
+    const r2 = x * x + y * y;
+    const radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)));
+    moved[i] = z * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) - ax;
+    moved[i + 1] = z * (y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)) - ay;
+    moved[i + 2] = points[i + 2];
+  }
+  return moved;
+}
+
 /** One hand's surface, wires and skeleton. The half turn from camera to WebGL axes keeps faces outside out. */
 class HandModel extends Group {
   constructor(faces, bones) {
@@ -54,23 +71,30 @@ class HandModel extends Group {
     this.jointDots.visible = this.boneRods.visible = style.skeleton;
     this.surface.material.color.set(SIDE_COLORS[hand.side]);
     this.wires.material.color.set(style.mesh ? '#0d1b2a' : SIDE_COLORS[hand.side]);
-    if (this.surface.visible || this.wires.visible) this.#shape(hand);
-    if (style.skeleton) this.#pose(hand);
+    this.hand = hand;
+    this.place();
   }
 
-  #shape(hand) {
-    if (this.geometry.attributes.position?.array.length !== hand.vertices.length) {
-      this.geometry.setAttribute('position', new BufferAttribute(new Float32Array(hand.vertices.length), 3));
+  /** Put the hand where it is, or with a lens's distortion where that shows it. */
+  place(distortion = null) {
+    const points = which => distortion ? throughLens(which, this.hand.translation, distortion) : which;
+    if (this.surface.visible || this.wires.visible) this.#shape(this.hand, points(this.hand.vertices));
+    if (this.jointDots.visible) this.#pose(points(this.hand.joints));
+  }
+
+  #shape(hand, vertices) {
+    if (this.geometry.attributes.position?.array.length !== vertices.length) {
+      this.geometry.setAttribute('position', new BufferAttribute(new Float32Array(vertices.length), 3));
       this.geometry.deleteAttribute('normal');
     }
-    toGl(hand.vertices, this.geometry.attributes.position.array);
+    toGl(vertices, this.geometry.attributes.position.array);
     this.geometry.attributes.position.needsUpdate = true;
     this.geometry.setIndex(this.indices[hand.side]);
     this.geometry.computeVertexNormals();
   }
 
-  #pose(hand) {
-    const points = toGl(hand.joints, this.points ??= new Float32Array(63));
+  #pose(joints) {
+    const points = toGl(joints, this.points ??= new Float32Array(63));
     const joint = i => new Vector3().fromArray(points, 3 * i);
     const matrix = new Matrix4(), turn = new Quaternion(), size = new Vector3(1, 1, 1);
     for (let i = 0; i < 21; i++) this.jointDots.setMatrixAt(i, matrix.makeTranslation(joint(i)));
@@ -102,6 +126,7 @@ export class HandViews {
   #frustum = new LineSegments(new BufferGeometry(), new LineBasicMaterial());
   #ground = null;
   #due = false;
+  #distortion = null;
 
   constructor(overlayCanvas, spaceCanvas) {
     this.overlay = new WebGLRenderer({ canvas: overlayCanvas, alpha: true, antialias: true });
@@ -203,7 +228,9 @@ export class HandViews {
   draw() {
     fit(this.overlay);
     this.#opacity(OVERLAY_OPACITY);
+    this.#place(this.#distortion);
     this.overlay.render(this.#scene, this.#overlayCamera);
+    this.#place(null);
     const [width, height] = fit(this.space);
     this.#spaceCamera.aspect = width / height;
     this.#spaceCamera.updateProjectionMatrix();
@@ -215,8 +242,13 @@ export class HandViews {
     for (const model of this.#models) model.surface.material.opacity = value;
   }
 
-  /** Give the overlay the intrinsics of the picture's camera (pixels with integer centres). */
-  #aim({ camera: { fx, fy, cx, cy }, width, height }) {
+  #place(distortion) {
+    if (this.#distortion) for (const model of this.#models) if (model.visible) model.place(distortion);
+  }
+
+  /** Give the overlay the picture's camera (pixels with integer centres). */
+  #aim({ camera: { fx, fy, cx, cy, distortion }, width, height }) {
+    this.#distortion = distortion;
     const [x, y] = [2 * (cx + 0.5) / width - 1, 2 * (cy + 0.5) / height - 1];
     const depth = FAR_M - NEAR_M;
     this.#overlayCamera.projectionMatrix.set(

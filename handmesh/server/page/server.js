@@ -18,7 +18,7 @@ export class Server extends EventTarget {
     super();
     const given = new URLSearchParams(location.hash.slice(1)).get('token');
     if (given) {
-      sessionStorage.setItem(TOKEN_KEY, given);
+      keepToken(given);
       history.replaceState(null, '', location.pathname + location.search);
     }
     addEventListener('online', () => this.#retry(0));
@@ -30,7 +30,7 @@ export class Server extends EventTarget {
   get backlog() { return this.#socket?.bufferedAmount ?? 0; }
 
   setToken(token) {
-    sessionStorage.setItem(TOKEN_KEY, token);
+    keepToken(token);
     this.connect(this.#route);
   }
 
@@ -110,4 +110,9 @@ export class Server extends EventTarget {
 
   #say(state, text) { this.#emit('state', { state, text }); }
   #emit(kind, detail) { this.dispatchEvent(new CustomEvent(kind, { detail })); }
+}
+
+/** Keep a token for this tab; one of characters that no header may hold is as good as a wrong one. */
+function keepToken(token) {
+  sessionStorage.setItem(TOKEN_KEY, /^[\w.~-]+$/.test(token) ? token : 'malformed');
 }

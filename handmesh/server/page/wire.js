@@ -3,7 +3,8 @@
 const HEADER_BYTES = 104, HAND_BYTES = 684;
 
 /**
- * One message as { timeS, width, height, camera: {fx, fy, cx, cy, assumed}, dropped, decodeMs, handsMs, hands, picture }.
+ * One message as { timeS, width, height, camera, dropped, decodeMs, handsMs, hands, picture }. A camera has fx, fy, cx, cy,
+ * assumed and distortion: OpenCV's eight coefficients, or null for none.
  * A hand has side, trackId, score, translation, joints (63), joints2d (42) and vertices (3 V) in metres, camera axes.
  */
 export function parseHands(buffer) {
@@ -14,9 +15,10 @@ export function parseHands(buffer) {
   const [count, vertices] = [u16(6), u32(8)];
   const handBytes = handSize(vertices);
   const pictureBytes = u32(96);
+  const distortion = Array.from({ length: 8 }, (_, i) => f32(40 + 4 * i));
   return {
     timeS: view.getFloat64(16, true),
-    camera: { fx: f32(24), fy: f32(28), cx: f32(32), cy: f32(36), assumed: Boolean(u32(80) & 1) },
+    camera: { fx: f32(24), fy: f32(28), cx: f32(32), cy: f32(36), assumed: Boolean(u32(80) & 1), distortion: distortion.some(Boolean) ? distortion : null },
     width: u32(72),
     height: u32(76),
     dropped: u32(84),
