@@ -64,6 +64,12 @@ class Board:
             if not hasattr(cv2.aruco, self.dictionary):
                 known = [name for name in dir(cv2.aruco) if name.startswith("DICT_")]
                 raise ValueError(f"OpenCV knows no markers {self.dictionary}; it knows {', '.join(known)}")
+            markers, needed = self._markers.bytesList.shape[0], self.columns * self.rows // 2
+            if needed > markers:
+                raise ValueError(
+                    f"{self.columns} x {self.rows} squares need {needed} markers, but {self.dictionary} has "
+                    f"{markers}: take a larger --dictionary, such as DICT_4X4_1000, or fewer squares"
+                )
 
     def find(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The board's corners in a picture (H, W, 3) RGB: places on the board (N, 3) m and pixels (N, 2), or None."""
@@ -97,9 +103,12 @@ class Board:
         return np.repeat(np.pad(inside, square_px, constant_values=255)[..., None], 3, axis=2)
 
     @cached_property
+    def _markers(self) -> Any:
+        return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, self.dictionary))
+
+    @cached_property
     def _charuco(self) -> Any:
-        markers = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, self.dictionary))
-        return cv2.aruco.CharucoBoard((self.columns, self.rows), self.square_m, self.marker_m, markers)
+        return cv2.aruco.CharucoBoard((self.columns, self.rows), self.square_m, self.marker_m, self._markers)
 
     @cached_property
     def _detector(self) -> Any:
@@ -141,9 +150,11 @@ def calibrate(
 ) -> Calibration:
     """Fit a camera to frames (H, W, 3) RGB of a board, from the first ``views`` that show it somewhere new.
 
-    ``on_view`` is told how many there are. Raises ``ValueError`` if fewer than ``MIN_VIEWS`` frames show the board, or
+    ``on_view`` is told how many there are. Raises ``ValueError`` if fewer than ``MIN_VIEWS`` are wanted or found, or
     frames differ in size.
     """
+    if views < MIN_VIEWS:
+        raise ValueError(f"a camera needs at least {MIN_VIEWS} views, not {views}")
     found: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     looks: list[NDArray[np.float64]] = []
     size: tuple[int, int] | None = None

@@ -358,6 +358,7 @@ def _image(options: argparse.Namespace) -> int:
     if is_file and several:
         raise ValueError(f"--out must be a folder for {len(pictures)} pictures, not {out}")
     estimator = _estimator(options)
+    inputs = _identities(pictures)
     failed = 0
     for picture, stem in zip(pictures, _stems(pictures), strict=True):
         suffix = picture.suffix if picture.suffix.lower() in IMAGE_SUFFIXES else ".png"
@@ -366,7 +367,7 @@ def _image(options: argparse.Namespace) -> int:
         if save is not None and several:
             save = save.with_name(f"{stem}_{save.name}")
         try:
-            _check_stays(picture, output)
+            _check_stays(output, inputs)
             hands = annotate_picture(estimator, picture, output, Overlay(skeleton=True), save)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -388,8 +389,10 @@ def _video(options: argparse.Namespace) -> int:
     if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
         raise ValueError(f"--out must be a folder for {len(videos)} videos, not {output}")
     tracker = _tracker(options)
+    inputs = _identities(videos)
     if len(videos) == 1:
         drawn = output if is_file else output / f"{videos[0].stem}_hands.mp4"
+        _check_stays(drawn, inputs)
         return _draw_video(tracker, videos[0], drawn, options.save, options)
     failed = 0
     for video, stem in zip(videos, _stems(videos), strict=True):
@@ -397,7 +400,9 @@ def _video(options: argparse.Namespace) -> int:
         if save is not None:
             save = save.with_name(f"{stem}_{save.name}") if save.suffix else save / stem
         try:
-            _draw_video(tracker, video, output / f"{stem}_hands.mp4", save, options)
+            drawn = output / f"{stem}_hands.mp4"
+            _check_stays(drawn, inputs)
+            _draw_video(tracker, video, drawn, save, options)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -413,10 +418,16 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     return list(stems)
 
 
-def _check_stays(source: Path, output: Path) -> None:
-    """Raise ValueError where what is drawn would take the place of what it is drawn on."""
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the file to draw on: name another one by --out")
+def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
+    """Which files these are, under whatever names."""
+    states = [path.stat() for path in paths if path.exists()]
+    return {(state.st_dev, state.st_ino) for state in states}
+
+
+def _check_stays(output: Path, inputs: set[tuple[int, int]], option: str = "--out") -> None:
+    """Raise ValueError where what is written would take the place of one of the inputs, by their `_identities`."""
+    if not inputs.isdisjoint(_identities([output])):
+        raise ValueError(f"{output} is a file to read: name another one by {option}")
 
 
 def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | None, options: argparse.Namespace) -> int:
@@ -424,7 +435,6 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
     from handmesh.render import Overlay
     from handmesh.video import open_source
 
-    _check_stays(video, output)
     with open_source(video) as source:
         report = annotate_video(
             tracker,
@@ -518,6 +528,8 @@ def _webcam(options: argparse.Namespace) -> int:
     from handmesh.video import open_source
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # complete the recording when the system ends us
+    if options.source and options.record:
+        _check_stays(options.record, _identities([Path(options.source)]), "--record")
     tracker = _tracker(options)
     source = _open_live_source(options.source)
     with source:

@@ -32,6 +32,8 @@ DISTORTION_KEYS = (
     "Distortion_Coefficients",
     "distCoeffs",
     "dist_coeffs",
+    "dist_coeff",
+    "distortion_coeffs",
     "distortion",
     "dist",
     "D",
@@ -41,7 +43,7 @@ DISTORTION_KEYS = (
 WIDTH_KEYS = ("image_width", "image_Width", "width", "calibImageWidth")
 HEIGHT_KEYS = ("image_height", "image_Height", "height", "calibImageHeight")
 
-PINHOLE_LENSES = ("plumb_bob", "rational_polynomial", "radtan", "opencv")
+PINHOLE_LENSES = ("plumb_bob", "rational_polynomial", "radtan", "radial-tangential", "opencv")
 """Names that ROS and Kalibr give to distortion as `Camera` knows it."""
 
 #: COLMAP's camera models (its src/colmap/sensor/models.h) that a `Camera` can express, with their parameters' order.
@@ -182,11 +184,28 @@ def _parse_storage(text: str) -> Camera:
         )
     fx, fy, cx, cy = _focal_and_centre(root)
     width, height = _size(root)
-    distortion = _numbers(root, DISTORTION_KEYS)
-    coefficients = [] if distortion is None else distortion.tolist()
+    coefficients = _coefficients(root)
     if len(coefficients) > 8 and not any(coefficients[8:]):
         coefficients = coefficients[:8]
     return Camera(fx, fy, cx, cy, width, height, distortion=tuple(coefficients))
+
+
+def _coefficients(root: Any) -> list[float]:
+    """Of the distortion, in OpenCV's order; none where the file speaks of none."""
+    distortion = _numbers(root, DISTORTION_KEYS)
+    if distortion is not None:
+        return distortion.tolist()
+    single = {name: root.getNode(name) for name in _DISTORTION}
+    if any(not node.empty() for node in single.values()):
+        return [0.0 if node.empty() else _number(node, name) for name, node in single.items()]
+    words = ("distortion_", "distcoef", "dist_coef")
+    doubtful = [key for key in _names(root) if key.lower().startswith(words) and key != "distortion_model"]
+    if doubtful:
+        raise ValueError(
+            f"its distortion stands under {', '.join(doubtful)}, where it is not looked for: write its coefficients "
+            f"k1, k2, p1, p2, k3 under {DISTORTION_KEYS[0]}"
+        )
+    return []
 
 
 def _focal_and_centre(root: Any) -> tuple[float, ...]:
@@ -252,4 +271,8 @@ def _number(node: Any, key: str) -> float:
 
 
 def _keys(root: Any) -> str:
-    return ", ".join(root.keys()) or "nothing"
+    return ", ".join(_names(root)) or "nothing"
+
+
+def _names(root: Any) -> list[str]:
+    return list(root.keys())

@@ -73,7 +73,10 @@ class Window:
             return "q"
         self._shown = True
         cv2.imshow(_TITLE, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        key = cv2.waitKey(max(1, round(1000 * wait_s))) & 0xFF
+        key = cv2.waitKeyEx(max(1, round(1000 * wait_s)))
+        if key & 0xFF00:  # of an arrow or the like, whose last byte may look like a letter
+            return ""
+        key &= 0xFF  # above are Shift, Num Lock and others
         return "q" if key == _ESCAPE else chr(key).lower() if key < 128 else ""
 
     def close(self) -> None:

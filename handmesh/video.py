@@ -37,7 +37,7 @@ PICTURES_PER_SECOND = 1.0
 """Pictures of a folder need not show the same hands: so far apart in time, a tracker searches each anew."""
 _PLAIN_FPS = 65.0  # any rate below can be written as it is
 _UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
-_LIKELY_FPS = 240.0  # what a file says beyond is more often its clock's rate: Matroska's, for one, ticks 1000 times a second
+_LIKELY_FPS = 240.0  # what a file says beyond is more often the rate of its clock, such as Matroska's, 1000
 _TIMED_FRAMES = 8  # from whose times the rate then comes
 
 
@@ -119,8 +119,11 @@ def read_picture(path: str | os.PathLike[str]) -> Frame:
     return decode_picture(path.read_bytes(), str(path))
 
 
-def decode_picture(data: bytes, name: str) -> Frame:
-    """The bytes of a picture file as `read_picture` gives it. Raises ValueError that names it by ``name``."""
+def decode_picture(data: bytes, name: str, doubt: str | None = None) -> Frame:
+    """The bytes of a picture file as `read_picture` gives it.
+
+    Raises ValueError that names it by ``name``, and says what may be wrong: ``doubt``, or what the name tells.
+    """
     if not data:
         raise ValueError(f"{name} cannot be read as a picture: it is empty")
     with _quiet_opencv:
@@ -133,7 +136,7 @@ def decode_picture(data: bytes, name: str) -> Frame:
     if picture is None:
         known = Path(name).suffix.lower() in IMAGE_SUFFIXES
         advice = "is it damaged, or of a rare kind?" if known else f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
-        raise ValueError(f"{name} cannot be read as a picture: {advice}")
+        raise ValueError(f"{name} cannot be read as a picture: {doubt or advice}")
     return _rgb(picture)
 
 
@@ -185,6 +188,7 @@ class VideoFileSource(FrameSource):
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"there is no video {path}")
+        _check_name(path)
         self._reading = threading.Lock()  # letting a file go while another thread reads it ends the program
         with _quiet_opencv:
             self._capture = cv2.VideoCapture(str(path.absolute()))  # FFmpeg takes the 12 of 12:30.mp4 for a protocol
@@ -327,7 +331,7 @@ class VideoWriter:
     without, each is written once.
 
     Raises:
-        ValueError: the suffix is not .mp4 or the rate is not positive.
+        ValueError: the suffix is not .mp4, the rate is not positive, or the name is none that OpenCV takes.
         OSError: by `write`, it may not be written there; by `close`, the disk is full.
     """
 
@@ -337,6 +341,7 @@ class VideoWriter:
             raise ValueError(f"cannot write the video {self.path.name!r}: its suffix must be .mp4")
         if not (np.isfinite(fps) and fps > 0):
             raise ValueError(f"fps must be positive, got {fps}")
+        _check_name(self.path)
         # OpenCV makes a decimal fraction of the rate, and MPEG-4 has no room for many digits of a high one.
         self.fps = float(fps) if fps < _PLAIN_FPS else round(float(fps), 2 if fps < 10 * _PLAIN_FPS else 1)
         self.frames_written = 0
@@ -400,6 +405,15 @@ class VideoWriter:
             self._start_s = time_s
         due = int((time_s - self._start_s) * self.fps + 0.5) + 1  # frames that should be there by now
         return max(due - self.frames_written, 0)
+
+
+def _check_name(path: Path) -> None:
+    """Raise ValueError for a name over which OpenCV's video functions end the program."""
+    try:
+        os.fsdecode(path.absolute()).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise ValueError(f"OpenCV reads and writes no video whose path is not UTF-8: rename {shown}") from None
 
 
 def _fit(frame: Frame, size: tuple[int, int]) -> Frame:

@@ -190,3 +190,10 @@ def test_the_command_draws_a_board_to_print(tmp_path, monkeypatch, capsys):
     assert "name a camera, a video or a folder of pictures" in capsys.readouterr().err
     assert main(["calibrate", "x", "--board", "8", "--square-mm", "30"]) == 1
     assert "COLUMNSxROWS" in capsys.readouterr().err
+
+
+def test_too_few_views_and_too_few_markers_are_told_before_anything_is_read():
+    with pytest.raises(ValueError, match="at least 5 views, not 4"):
+        calibrate(iter([]), CHARUCO, views=4)
+    with pytest.raises(ValueError, match=r"20 x 15 squares need 150 markers, but \w+ has 100: take a larger"):
+        Board("charuco", 20, 15, 0.03, 0.02)

@@ -107,12 +107,28 @@ def test_image_takes_a_file_to_draw_into_and_never_the_picture_itself(workplace,
     assert is_drawn_on(read_picture("some/drawn.jpg"), hand_frame())
     for arguments, message in (
         (["a.png", "b.png", "--out", "drawn.jpg"], "--out must be a folder for 2 pictures"),
-        (["a.png", "--out", "./a.png"], "a.png is the file to draw on: name another one by --out"),
+        (["a.png", "--out", "./a.png"], "a.png is a file to read: name another one by --out"),
         (["a.png", "--save", "hand.fbx"], "--save must name a file that ends in .obj"),
     ):
         assert main(["image", *arguments]) == 1
         assert message in capsys.readouterr().err
     np.testing.assert_array_equal(read_picture("a.png"), hand_frame())
+
+
+def test_nothing_is_drawn_over_a_picture_that_is_still_to_be_read(workplace, capsys):
+    for name, shift in (("two/a.png", 0), ("two/a_hands.png", 9)):
+        write_picture(name, hand_frame(shift))
+    assert main(["image", "two", "--out", "two"]) == 1
+    assert "two/a_hands.png is a file to read" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_picture("two/a_hands.png"), hand_frame(9))
+    assert is_drawn_on(read_picture("two/a_hands_hands.png"), hand_frame(9))
+
+
+def test_a_recording_never_takes_the_place_of_its_clip(workplace, clip, capsys):
+    before = clip.read_bytes()
+    assert main(["webcam", "--source", str(clip), "--no-window", "--record", "clip.mp4", "--max-frames", "2"]) == 1
+    assert "clip.mp4 is a file to read: name another one by --record" in capsys.readouterr().err
+    assert clip.read_bytes() == before
 
 
 def test_numbered_names_keep_clear_of_files_that_are_called_so():
@@ -150,7 +166,7 @@ def test_one_video_can_go_into_a_folder(workplace, clip):
 def test_a_video_is_never_drawn_on_itself_nor_several_into_one(workplace, clip, capsys):
     before, other = clip.read_bytes(), shutil.copy(clip, workplace / "other.mp4")
     assert main(["video", str(clip), "--out", "clip.mp4"]) == 1
-    assert "clip.mp4 is the file to draw on" in capsys.readouterr().err
+    assert "clip.mp4 is a file to read" in capsys.readouterr().err
     assert main(["video", str(clip), str(other), "--out", "drawn.mp4"]) == 1
     assert "--out must be a folder for 2 videos" in capsys.readouterr().err
     assert clip.read_bytes() == before
@@ -353,6 +369,18 @@ class FakeWindow:
 
     def close(self):
         pass
+
+
+@pytest.mark.parametrize(
+    ("code", "key"),
+    [(ord("q"), "q"), (ord("Q"), "q"), (0x100071, "q"), (27, "q"), (-1, ""), (0xFF51, ""), (0xFF52, ""), (63232, "")],
+)
+def test_only_keys_of_characters_count(monkeypatch, code, key):
+    """Linux and macOS have codes for arrows whose last byte is that of a letter: left would be q, up r."""
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(live.cv2, name, lambda *_: None)
+    monkeypatch.setattr(live.cv2, "waitKeyEx", lambda _: code)
+    assert live.Window().show(hand_frame(), 0.01) == key
 
 
 def play(clip, estimator, keys, **settings):

@@ -79,6 +79,15 @@ roi:
   x_offset: 0
 ---
 """
+KALIBR = """\
+camera_model: pinhole
+distortion_coeffs: [-0.28, 0.11, 0.0011, -0.0007, -0.02]
+distortion_model: radtan
+intrinsics: [612.5, 608.25, 323.5, 236.25]
+resolution: [640, 480]
+"""
+FLAT = {"fx": 612.5, "fy": 608.25, "cx": 323.5, "cy": 236.25, "width": 640, "height": 480}
+FLAT |= {"k1": -0.28, "k2": 0.11, "p1": 0.0011, "p2": -0.0007, "k3": -0.02}
 PYYAML = """\
 dist:
 - - -0.28
@@ -102,6 +111,10 @@ mtx:
         ("camera_info.yaml", ROS),
         ("ros.yml", ROS),
         ("ros2.yaml", ROS_2),
+        ("kalibr.yaml", KALIBR),
+        ("euroc.yaml", KALIBR.replace("radtan", "radial-tangential").replace("_coeffs", "_coefficients")),
+        ("tutorial.yaml", PYYAML.replace("dist:", "dist_coeff:")),
+        ("flat.json", json.dumps(FLAT)),
         ("pyyaml.yaml", PYYAML),
         ("opencv.xml", XML),
         ("cameras.txt", COLMAP),
@@ -171,6 +184,7 @@ def test_colmaps_models_have_their_parameters_order_and_half_pixels(tmp_path, li
         ("a.yml", ROS.replace("612.5", "-612.5"), "fx and fy must be positive"),
         ("a.yml", ROS.replace("612.5", "wide"), "camera_matrix must hold numbers"),
         ("a.yml", ROS.replace("image_width: 640", 'image_width: "640"'), "image_width must hold numbers"),
+        ("a.yml", KALIBR.replace("_coeffs", "_of_mine"), "stands under distortion_of_mine.*distortion_coefficients"),
         ("a.xml", XML.replace("<cols>3", "<cols>2"), "Camera_Matrix is no matrix"),
         ("cameras.txt", "# nothing\n", "names no camera"),
         ("cameras.txt", "1 PINHOLE 640 480 500\n", "must be CAMERA_ID PINHOLE WIDTH HEIGHT fx fy cx cy"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -522,3 +524,13 @@ def test_writer_settings_are_checked_at_once(tmp_path, name, fps):
 def test_pictures_of_unknown_suffix_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.png"):
         write_picture(tmp_path / "a.xyz", plain(3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a name may be any bytes")
+def test_videos_of_names_that_end_opencv_are_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"v\xff.mp4")
+    shutil.copy(SAMPLE_CLIP, path)
+    with pytest.raises(ValueError, match=r"not UTF-8: rename .*v\\xff\.mp4"):
+        open_source(path)
+    with pytest.raises(ValueError, match="not UTF-8"):
+        VideoWriter(path, 30.0)
