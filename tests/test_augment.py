@@ -100,6 +100,16 @@ def test_kept_left_hand_has_no_3d():
     np.testing.assert_allclose(row.joints_2d[:, 0], -plain.joints_2d[:, 0], atol=1e-9)
 
 
+def test_a_kept_left_hand_of_other_spots_teaches_its_side_alone():
+    """The mesh that tells MediaPipe's spots from ours is that of a right hand."""
+    sample = dataclasses.replace(posed_hand(1), convention="mediapipe")
+    row = target(sample, dataclasses.replace(NO_AUGMENT, keep_left=1.0))
+    assert (row.mediapipe, row.weight_2d, row.weight_projection) == (1.0, 0.0, 0.0)
+    assert row.weight_right > 0
+    assert target(sample).weight_2d == 1.0
+    assert target(posed_hand(1)).mediapipe == 0.0
+
+
 def test_mask_cells_follow_the_hand():
     row = target(posed_hand(2))
     assert row.mask.shape == (16, 16)

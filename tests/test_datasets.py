@@ -100,6 +100,24 @@ def test_a_side_that_the_labellers_views_dispute_is_not_known(tmp_path):
         assert PhotoDataset([folder])[0].side_known == known
 
 
+def test_labels_say_whose_spots_they_name_and_only_ours_teach_3d(tmp_path):
+    write_photo(tmp_path / "set")
+    file = tmp_path / "set" / "labels.json"
+    labels = json.loads(file.read_text())
+    found = {}
+    for convention in (None, "mediapipe", "freihand", "openpose"):
+        if convention is not None:
+            labels["a.png"]["hands"][0]["convention"] = convention
+        file.write_text(json.dumps(labels))
+        if convention == "openpose":
+            with pytest.raises(ValueError, match="one of freihand, mediapipe, not 'openpose'"):
+                PhotoDataset([tmp_path / "set"])
+        else:
+            (sample,) = list(PhotoDataset([tmp_path / "set"]))
+            found[convention] = sample.convention, sample.trust_3d
+    assert found == {None: ("mediapipe", 0.0), "mediapipe": ("mediapipe", 0.0), "freihand": ("freihand", 1.0)}
+
+
 def test_labels_that_lack_something_are_named(tmp_path):
     write_photo(tmp_path / "set")
     labels = json.loads((tmp_path / "set" / "labels.json").read_text())

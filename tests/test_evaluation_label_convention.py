@@ -6,9 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hands import sphere_hand
 from samples import mirrored, posed_hand
 
-from handmesh.evaluation.label_convention import as_theirs, bone_axes, errors_2d, fit_offsets, match_hands
+from handmesh.evaluation.label_convention import as_theirs, errors_2d, fit_offsets, hand_axes, match_hands, spots_of
+from handmesh.model.conventions import MEDIAPIPE_OFFSETS_MM
+from handmesh.placement import solve_translation
+from handmesh.records import Camera
 from handmesh.smoothing import rotvec_to_rotmat
 
 RNG = np.random.default_rng(3)
@@ -49,12 +53,35 @@ def theirs(samples, offsets, noise_px=0.0):
 def test_axes_are_orthonormal_turn_with_the_hand_and_mirror_with_it(samples):
     turn = rotvec_to_rotmat(np.array([[0.3, -1.2, 0.7]]))[0]
     for sample in samples:
-        axes = bone_axes(sample.joints, sample.side)
+        axes = hand_axes(sample.joints, sample.side)
         np.testing.assert_allclose(np.swapaxes(axes, 1, 2) @ axes, np.tile(np.eye(3), (21, 1, 1)), atol=1e-9)
-        np.testing.assert_allclose(bone_axes(sample.joints @ turn.T, sample.side), turn @ axes, atol=1e-9)
+        np.testing.assert_allclose(hand_axes(sample.joints @ turn.T, sample.side), turn @ axes, atol=1e-9)
         flip = np.array([-1.0, 1.0, 1.0])
         other = "left" if sample.side == "right" else "right"
-        np.testing.assert_allclose(bone_axes(sample.joints * flip, other), flip[:, None] * axes, atol=1e-9)
+        np.testing.assert_allclose(hand_axes(sample.joints * flip, other), flip[:, None] * axes, atol=1e-9)
+
+
+def estimated(sample, camera, translation):
+    """The sample's hand as an estimator that errs nowhere gives it."""
+    joints_2d = camera.project(sample.joints + translation)
+    hand = sphere_hand(sample.side, camera=camera)
+    return dataclasses.replace(hand, joints=sample.joints, translation=translation, joints_2d=joints_2d)
+
+
+def test_mediapipes_spots_on_a_hand_are_those_that_the_fit_finds(samples):
+    """What the fit of another tracker's pixels gives as offsets comes back when its spots are put on hands by them."""
+    offsets = MEDIAPIPE_OFFSETS_MM.numpy() / 95
+    for sample, hand in zip(samples, theirs(samples, offsets), strict=True):
+        (fx, _, cx), (_, fy, cy), _ = sample.intrinsics
+        camera = Camera(fx, fy, cx, cy, 224, 224)
+        place = solve_translation(sample.joints[None], sample.joints_2d[None], camera)[0]
+        spots = spots_of(estimated(sample, camera, place), "mediapipe")
+        np.testing.assert_allclose(spots.joints, as_theirs(hand, offsets), atol=1e-6)
+        # The fit takes a spot to be as deep as its joint: a few millimetres of half a metre.
+        np.testing.assert_allclose(spots.mesh_2d, hand.pixels, atol=0.03 * np.ptp(sample.joints_2d, axis=0).max())
+        np.testing.assert_allclose(spots.joints_2d, spots.mesh_2d, atol=1e-4)
+        ours = spots_of(estimated(sample, camera, place), "freihand")
+        np.testing.assert_allclose(ours.mesh_2d, sample.joints_2d, atol=0.01)
 
 
 def test_no_difference_is_found_as_none(samples):

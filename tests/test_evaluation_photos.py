@@ -43,6 +43,7 @@ def test_summary_of_a_known_shift(estimator):
     assert summary["2d"] == pytest.approx(0.07)
     assert (summary["pck_05"], summary["pck_10"]) == (0.0, 1.0)
     assert summary["pa_mpjpe_pseudo_mm"] == pytest.approx(0.0, abs=1e-3)
+    assert summary["2d_raw"] == pytest.approx(0.07)
     assert summarise([], labels=3) == {"labels": 3, "matched": 0}
 
 

@@ -9,6 +9,7 @@ from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.model.backbone import VARIANTS, build_backbone
+from handmesh.model.conventions import mediapipe_spots
 from handmesh.model.hand_model import HandModel
 from handmesh.model.head import HEADS, HeadOutput, build_head, cell_centres
 from handmesh.model.regressor import (
@@ -121,6 +122,25 @@ def test_keypoints_depths_and_the_camera_have_their_least_loss_at_the_truth(batc
     elsewhere = head._replace(camera=camera + 1)
     assert terms_of(elsewhere, batch)[1]["projection"] > 0.5
     assert terms_of(elsewhere, batch._replace(weight_projection=flags))[1]["projection"] == 0
+
+
+def test_keypoints_that_name_mediapipes_spots_teach_ours(batch):
+    """A hand at the truth has no loss against MediaPipe's spots on it, and some against them as if they were ours."""
+    hand_model = HandModel(load_hand_model())
+    vertices, joints = wrist_relative_hand(hand_model, batch.rotations, batch.betas)
+    camera = torch.tensor([7.0, 0.1, -0.2]).expand(8, 3)
+    seen = camera[:, None, :1] * joints[..., :2] + camera[:, None, 1:]
+    theirs = camera[:, None, :1] * (joints + mediapipe_spots(joints))[..., :2] + camera[:, None, 1:]
+    flags = torch.zeros(8)
+    head = HeadOutput(
+        batch.rotations, batch.betas, camera, seen, flags[:, None], None, torch.zeros(8, 8, 8), flags, flags
+    )
+    prediction = Prediction(head, vertices, joints)
+    labelled = batch._replace(joints_2d=theirs, mediapipe=torch.ones(8))
+    _, terms = training_loss(prediction, labelled, hand_model, LossWeights())
+    assert max(terms["joints_2d"].item(), terms["projection"].item()) < 1e-5
+    _, terms = training_loss(prediction, labelled._replace(mediapipe=flags), hand_model, LossWeights())
+    assert min(terms["joints_2d"].item(), terms["projection"].item()) > 0.02
 
 
 def test_an_unknown_shape_is_drawn_towards_the_mean(batch):

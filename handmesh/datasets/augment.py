@@ -146,6 +146,8 @@ def make_target(
 
     T_crop_cam = _view_change(sample, centre, turn)
     known_3d = sample.joints is not None and not keep_left
+    # Other trackers' spots are told from ours by the mesh, which is that of a right hand.
+    trust_2d = 0.0 if keep_left and sample.convention != "freihand" else sample.trust_2d
     posed = known_3d and sample.rotations is not None and sample.betas is not None
     rotations = np.tile(np.eye(3), (16, 1, 1))
     if posed:
@@ -167,13 +169,14 @@ def make_target(
         mask=np.zeros((size // MASK_STRIDE,) * 2) if mask is None else _shrink(mask, size // MASK_STRIDE) / 255.0,
         presence=1.0,
         right=0.0 if keep_left else 1.0,
-        weight_2d=sample.trust_2d,
-        weight_projection=0.0 if keep_left or sample.stretched else sample.trust_2d,
+        weight_2d=trust_2d,
+        weight_projection=0.0 if keep_left or sample.stretched else trust_2d,
         weight_3d=sample.trust_3d if known_3d else 0.0,
         exact_depth=1.0 if sample.exact_depth else 0.0,
         weight_parameters=1.0 if posed else 0.0,
         weight_mask=0.0 if mask is None else 1.0,
         weight_right=_side_weight(keep_left, config.keep_left) if sample.side_known else 0.0,
+        mediapipe=0.0 if sample.convention == "freihand" else 1.0,
     )
 
 
@@ -236,6 +239,7 @@ def _no_hand(crop: np.ndarray) -> Target:
         weight_parameters=0.0,
         weight_mask=1.0,
         weight_right=0.0,
+        mediapipe=0.0,
     )
 
 

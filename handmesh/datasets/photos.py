@@ -1,7 +1,8 @@
 """Real photos whose keypoints another hand tracker labelled, for training and validation without a motion-capture rig.
 
 A folder holds images and `labels.json`: per file name `hands`, a list of `side`, `kp2d` (21, 2) px, `kp3d` (21, 3) m
-from the wrist in image axes, and `spread`, the labeller's disagreement with itself as a share of the hand's size.
+from the wrist in image axes, and `spread`, the labeller's disagreement with itself as a share of the hand's size. A
+`convention` may say whose spots the keypoints are: "mediapipe", as without a word, or "freihand", which are ours.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.cutout import hand_opacity
 from handmesh.datasets.sample import HandSample
+from handmesh.model.conventions import Convention
 from handmesh.records import Side
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class _Hand:
     alone: bool  # nobody has seen another hand in the photo
     side_known: bool
     stretched: bool
+    convention: Convention
 
     @cached_property
     def opacity(self) -> np.ndarray | None:
@@ -85,11 +88,13 @@ class PhotoDataset:
             joints=hand.joints,
             alpha=hand.opacity if self.cut_out else None,
             trust_2d=hand.trust,
-            trust_3d=hand.trust,
+            # MediaPipe's own 3D errs by more than ours, and its bones are of other lengths.
+            trust_3d=hand.trust if hand.convention == "freihand" else 0.0,
             exact_depth=False,
             alone=hand.alone,
             stretched=hand.stretched,
             side_known=hand.side_known,
+            convention=hand.convention,
         )
 
 
@@ -118,6 +123,14 @@ def side_is_known(label: dict[str, Any]) -> bool:
     return "votes" not in label or label["side_votes"] >= max(4, label["votes"] - 1)
 
 
+def convention_of(label: dict[str, Any]) -> Convention:
+    """Whose spots a label's keypoints are. Raises ValueError for a convention that nobody knows."""
+    convention = label.get("convention", "mediapipe")
+    if convention not in get_args(Convention):
+        raise ValueError(f"a label's convention must be one of {', '.join(get_args(Convention))}, not {convention!r}")
+    return convention
+
+
 def _cut_out(image: np.ndarray, label: dict, *, stretched: bool, alone: bool) -> _Hand:
     points = np.asarray(label["kp2d"], np.float64)
     low, high = points.min(0), points.max(0)
@@ -143,4 +156,5 @@ def _cut_out(image: np.ndarray, label: dict, *, stretched: bool, alone: bool) ->
         alone=alone,
         side_known=side_is_known(label),
         stretched=stretched,
+        convention=convention_of(label),
     )

@@ -64,6 +64,7 @@ class HandLabel:
         """An entry of `hands` in labels.json."""
         return {
             "side": self.side,
+            "convention": "freihand",
             "score": round(self.score, 3),
             "votes": self.views,
             "side_votes": self.of_this_side,

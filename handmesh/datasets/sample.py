@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from handmesh.model.conventions import Convention
 from handmesh.records import Side
 
 
@@ -30,6 +31,7 @@ class HandSample:
     alone: bool = False  # the image is known to show no other hand
     stretched: bool = False  # the image has lost its proportions: no hand in 3D projects to `joints_2d`
     side_known: bool = True  # False: whoever labelled it was not sure of `side`
+    convention: Convention = "freihand"  # whose spots `joints_2d` are
 
 
 class Batch(NamedTuple):
@@ -50,6 +52,7 @@ class Batch(NamedTuple):
     weight_parameters: torch.Tensor  # (N,) for rotations, betas and the vertices that they pose
     weight_mask: torch.Tensor  # (N,)
     weight_right: torch.Tensor  # (N,)
+    mediapipe: torch.Tensor  # (N,) 1: `joints_2d` are MediaPipe's spots, not ours
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Target:
     weight_parameters: float
     weight_mask: float
     weight_right: float
+    mediapipe: float
 
 
 def collate(targets: list[Target]) -> Batch:

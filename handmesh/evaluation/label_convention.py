@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from handmesh.datasets.mixture import HandDataset
 from handmesh.evaluation.metrics import keypoint_error
+from handmesh.model.conventions import Convention, bone_axes, mediapipe_spots
 from handmesh.placement import solve_translation
-from handmesh.records import Camera, Side
-from handmesh.skeleton import FINGER_KNUCKLES, FINGERS, KEYPOINTS
+from handmesh.records import Camera, HandMesh, Side
+from handmesh.skeleton import KEYPOINTS
 
 Array = NDArray[np.float64]
 
@@ -26,7 +28,7 @@ SAME_HAND = 0.15
 
 _OUTLIER = 0.06  # hand sizes; larger residuals pull no more than one of this size
 _ROUNDS = 10
-_WRIST, _INDEX, _MIDDLE, _LITTLE = (KEYPOINTS.index(name) for name in ("wrist", "index1", "middle1", "little1"))
+_WRIST, _MIDDLE = KEYPOINTS.index("wrist"), KEYPOINTS.index("middle1")
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
@@ -48,14 +50,39 @@ class KnownHand:
 
     @cached_property
     def axes(self) -> Array:
-        """(21, 3, 3) `bone_axes` of the true joints."""
-        return bone_axes(self.joints, self.side)
+        """(21, 3, 3) `hand_axes` of the true joints."""
+        return hand_axes(self.joints, self.side)
 
     @cached_property
     def px_a_size(self) -> Array:
         """(21, 1) how many pixels a hand's size spans at each joint's depth."""
         place = solve_translation(self.joints[None], self.joints_2d[None], self.camera)[0]
         return self.camera.fx * _size(self.joints) / (self.joints[:, 2:] + place[2])
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Where a convention's keypoints lie on an estimated hand.
+
+    joints_2d (21, 2) px by the network's keypoints, mesh_2d (21, 2) px by the mesh; joints (21, 3) m from our wrist.
+    """
+
+    joints_2d: Array
+    mesh_2d: Array
+    joints: Array
+
+
+def spots_of(hand: HandMesh, convention: Convention) -> Spots:
+    """What an estimated hand is held against by keypoints of that convention."""
+    joints = hand.joints.astype(np.float64)
+    mesh_2d = hand.camera.project(joints + hand.translation)
+    joints_2d = np.asarray(hand.joints_2d, np.float64)
+    if convention == "freihand":
+        return Spots(joints_2d, mesh_2d, joints)
+    flip = _MIRROR if hand.side == "left" else np.ones(3)
+    theirs = joints + mediapipe_spots(torch.from_numpy(joints * flip)).numpy() * flip
+    theirs_2d = hand.camera.project(theirs + hand.translation)
+    return Spots(joints_2d + theirs_2d - mesh_2d, theirs_2d, theirs)
 
 
 def match_hands(dataset: HandDataset, frames: NDArray[np.integer], pixels: Array, world: Array) -> list[KnownHand]:
@@ -79,28 +106,10 @@ def match_hands(dataset: HandDataset, frames: NDArray[np.integer], pixels: Array
     return hands
 
 
-def bone_axes(joints: Array, side: Side = "right") -> Array:
-    """(21, 3, 3) axes, as columns, in which each of the joints (21, 3) keeps its place while the hand moves.
-
-    x points to the index side, y along the bone before the joint (at wrist and knuckles from the wrist to the fingers),
-    z out of the palm's or the back's plane. A left hand has those of its mirror image, mirrored.
-    """
-    if side == "left":
-        return _MIRROR[:, None] * bone_axes(joints * _MIRROR)
-    across = _unit(joints[_INDEX] - joints[_LITTLE])
-    along = _orthogonal(joints[list(FINGER_KNUCKLES)].mean(0) - joints[_WRIST], across)
-    normal = np.cross(across, along)
-    axes = np.tile(np.stack([across, along, normal], axis=-1), (21, 1, 1))
-    for finger in FINGERS:
-        for before, name in zip(
-            (f"{finger}{k}" for k in (1, 2, 3)), (f"{finger}2", f"{finger}3", f"{finger}_tip"), strict=True
-        ):
-            joint = KEYPOINTS.index(name)
-            bone = _unit(joints[joint] - joints[KEYPOINTS.index(before)])
-            # The thumb may lie along the palm's x axis, the other fingers do not.
-            x = _unit(np.cross(bone, normal)) if finger == "thumb" else _orthogonal(across, bone)
-            axes[joint] = np.stack([x, bone, np.cross(x, bone)], axis=-1)
-    return axes
+def hand_axes(joints: Array, side: Side) -> Array:
+    """(21, 3, 3) `bone_axes` of the joints (21, 3) of one hand; a left one has those of its mirror image, mirrored."""
+    flip = _MIRROR if side == "left" else np.ones(3)
+    return flip[:, None] * bone_axes(torch.from_numpy(joints.astype(np.float64) * flip)).numpy()
 
 
 def fit_offsets(hands: Sequence[KnownHand]) -> Array:
@@ -135,12 +144,3 @@ def as_theirs(hand: KnownHand, offsets: Array) -> Array:
 
 def _size(points: Array) -> float:
     return float(np.linalg.norm(points[_MIDDLE] - points[_WRIST]))
-
-
-def _unit(vector: Array) -> Array:
-    return vector / max(float(np.linalg.norm(vector)), 1e-9)
-
-
-def _orthogonal(vector: Array, to: Array) -> Array:
-    """The unit vector of what of `vector` is orthogonal to the unit vector `to`."""
-    return _unit(vector - (vector @ to) * to)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.datasets.photos import trusted_labels
+from handmesh.datasets.photos import convention_of, side_is_known, trusted_labels
 from handmesh.estimator import HandMeshEstimator
+from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.model.conventions import Convention
 from handmesh.records import HandMesh, Side, box_iou, box_of_points
 from handmesh.tracker import HandTracker
 from handmesh.video import open_source, read_picture
@@ -22,11 +24,16 @@ MATCH_IOU = 0.3  # a found hand is that of a label if their keypoint boxes overl
 
 @dataclass(frozen=True)
 class LabelledHand:
-    """A label: 2D keypoints (21, 2) px, 3D (21, 3) m from the wrist, side."""
+    """A label: 2D keypoints (21, 2) px, 3D (21, 3) m from the wrist, side, and whose spots the keypoints are.
+
+    Without ``side_known`` whoever labelled it was not sure of the side, which then counts neither right nor wrong.
+    """
 
     joints_2d: NDArray[np.float64]
     joints: NDArray[np.float64]
     side: Side
+    convention: Convention = "freihand"
+    side_known: bool = True
 
 
 def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
@@ -35,7 +42,13 @@ def labelled_photos(folder: Path) -> list[tuple[Path, list[LabelledHand]]]:
         (
             path,
             [
-                LabelledHand(np.asarray(hand["kp2d"], np.float64), np.asarray(hand["kp3d"], np.float64), hand["side"])
+                LabelledHand(
+                    np.asarray(hand["kp2d"], np.float64),
+                    np.asarray(hand["kp3d"], np.float64),
+                    hand["side"],
+                    convention_of(hand),
+                    side_is_known(hand),
+                )
                 for hand in labels
             ],
         )
@@ -106,15 +119,21 @@ def match(found: list[HandMesh], labels: list[LabelledHand]) -> list[tuple[HandM
 
 
 def summarise(pairs: list[tuple[HandMesh, LabelledHand]], labels: int) -> dict[str, float]:
-    """Mean errors of matched hands; `2d` and `2d_mesh` are shares of the longer side of the label's box."""
+    """Mean errors of matched hands; `2d` and `2d_mesh` are shares of the longer side of the label's box.
+
+    Errors are those of the spots that the labels name (`spots_of`); `2d_raw` and `pck_10_raw` hold our own keypoints
+    against labels as if these named the same spots.
+    """
     summary: dict[str, float] = {"labels": labels, "matched": len(pairs)}
     if not pairs:
         return summary
     truth = np.stack([label.joints_2d for _, label in pairs])
-    errors = keypoint_error(np.stack([hand.joints_2d for hand, _ in pairs]), truth)
-    mesh = np.stack([hand.camera.project(hand.joints + hand.translation) for hand, _ in pairs])
-    mesh_errors = keypoint_error(mesh, truth)
-    joints = np.stack([hand.joints for hand, _ in pairs])
+    spots = [spots_of(hand, label.convention) for hand, label in pairs]
+    errors = keypoint_error(np.stack([one.joints_2d for one in spots]), truth)
+    mesh_errors = keypoint_error(np.stack([one.mesh_2d for one in spots]), truth)
+    raw_errors = keypoint_error(np.stack([hand.joints_2d for hand, _ in pairs]), truth)
+    joints = np.stack([one.joints for one in spots])
+    told = [hand.side == label.side for hand, label in pairs if label.side_known]
     return summary | {
         "2d": float(errors.mean()),
         "2d_median": float(np.median(errors.mean(1))),
@@ -122,8 +141,11 @@ def summarise(pairs: list[tuple[HandMesh, LabelledHand]], labels: int) -> dict[s
         "pck_05": pck(errors, 0.05),
         "pck_10": pck(errors, 0.10),
         "pck_10_mesh": pck(mesh_errors, 0.10),
+        "2d_raw": float(raw_errors.mean()),
+        "pck_10_raw": pck(raw_errors, 0.10),
         "pa_mpjpe_pseudo_mm": float(pa_error_mm(joints, np.stack([label.joints for _, label in pairs])).mean()),
-        "side_right": float(np.mean([hand.side == label.side for hand, label in pairs])),
+        "sides_known": len(told),
+        "side_right": float(np.mean(told)) if told else float("nan"),
         "presence": float(np.mean([hand.score for hand, _ in pairs])),
     }
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.freihand_files import camera_of
 from handmesh.estimator import HandMeshEstimator
+from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.photos import labelled_photos
+from handmesh.model.conventions import Convention
 from handmesh.records import Camera, HandMesh, Side, box_of_points
 from handmesh.refine import Refinement
 from handmesh.video import read_picture
@@ -23,13 +25,15 @@ from handmesh.video import read_picture
 
 @dataclass(frozen=True, eq=False)
 class KnownHand:
-    """A hand of a picture: keypoints (21, 2) px, joints (21, 3) m from the wrist, side; camera where it is known."""
+    """A hand of a picture: keypoints (21, 2) px, joints (21, 3) m from the wrist, side; camera where it is known; whose
+    spots the keypoints are."""
 
     frame: NDArray[np.uint8]
     joints_2d: NDArray[np.floating]
     joints: NDArray[np.floating]
     side: Side
     camera: Camera | None
+    convention: Convention = "freihand"
 
 
 def rendered_hands(root: Path, count: int) -> Iterator[KnownHand]:
@@ -47,7 +51,7 @@ def photographed_hands(folder: Path) -> Iterator[KnownHand]:
     for path, labels in labelled_photos(folder):
         frame = read_picture(path)
         for label in labels:
-            yield KnownHand(frame, label.joints_2d, label.joints, label.side, None)
+            yield KnownHand(frame, label.joints_2d, label.joints, label.side, None, label.convention)
 
 
 def measure_refinement(
@@ -95,6 +99,6 @@ def _estimate(estimator: HandMeshEstimator, known: KnownHand) -> HandMesh:
 
 
 def _errors(hand: HandMesh, known: KnownHand) -> tuple[float, float, float]:
-    mesh = hand.camera.project(hand.joints + hand.translation)
-    seen = [keypoint_error(pixels[None], known.joints_2d[None]).mean() for pixels in (hand.joints_2d, mesh)]
-    return float(seen[0]), float(seen[1]), float(pa_error_mm(hand.joints[None], np.asarray(known.joints)[None])[0])
+    spots = spots_of(hand, known.convention)
+    seen = [keypoint_error(pixels[None], known.joints_2d[None]).mean() for pixels in (spots.joints_2d, spots.mesh_2d)]
+    return float(seen[0]), float(seen[1]), float(pa_error_mm(spots.joints[None], np.asarray(known.joints)[None])[0])

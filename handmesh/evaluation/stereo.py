@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.camera_space import ROOT, place_errors
 from handmesh.evaluation.jitter import HandSeries
+from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.records import Camera, box_of_points
 from handmesh.skeleton import KEYPOINT_BONES
@@ -183,7 +184,9 @@ def compare_labelled(
     labels: LabelledHands,
     guesses: tuple[Array, Array],
 ) -> list[dict[str, float]]:
-    """Single frames against the labels' triangulation, by view: the estimator in the labels' boxes, and the labeller.
+    """Single frames against MediaPipe's triangulation, by view: the estimator in the labels' boxes, and the labeller.
+
+    Ours are the spots that MediaPipe's keypoints name (`spots_of`); ``pa_raw_mm`` takes our own joints for those.
 
     ``guesses`` are the labeller's own single-view joints (N, 21, 3). ``2d`` is a share of the longer side of the
     labels' box; the labeller's is 0 as it is the truth there.
@@ -194,7 +197,9 @@ def compare_labelled(
             estimator(clip[frame], boxes=box_of_points(seen)[None], camera=view.camera)[0]
             for frame, seen in zip(labels.frames, pixels, strict=True)
         ]
-        ours = pa_error_mm(np.stack([hand.joints for hand in hands]), labels.joints)
+        spots = [spots_of(hand, "mediapipe") for hand in hands]
+        ours = pa_error_mm(np.stack([one.joints for one in spots]), labels.joints)
+        raw = pa_error_mm(np.stack([hand.joints for hand in hands]), labels.joints)
         theirs = pa_error_mm(guess, labels.joints)
         sides = [hand.side == "right" for hand in hands]
         results.append(
@@ -203,7 +208,8 @@ def compare_labelled(
                 "pa_median_mm": float(np.median(ours)),
                 "labeller_pa_mm": float(theirs.mean()),
                 "labeller_pa_median_mm": float(np.median(theirs)),
-                "2d": float(keypoint_error(np.stack([hand.joints_2d for hand in hands]), pixels).mean()),
+                "pa_raw_mm": float(raw.mean()),
+                "2d": float(keypoint_error(np.stack([one.joints_2d for one in spots]), pixels).mean()),
                 "right": float(np.mean(sides)),
             }
         )

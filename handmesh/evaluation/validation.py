@@ -11,6 +11,7 @@ from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.mixture import HandDataset
 from handmesh.datasets.sample import Batch, collate
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.model.conventions import keypoints_as_ours
 from handmesh.model.head import HeadOutput
 from handmesh.model.regressor import HandRegressor, Prediction, wrist_relative_hand
 
@@ -40,6 +41,7 @@ def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50
 def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     """Errors on a fixed batch; 3D ones only over samples that know their 3D.
 
+    Keypoints that name MediaPipe's spots are first moved to ours (`keypoints_as_ours`).
     `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
     and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_keypoints_mm` against measured keypoints of hands without
     parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels. `right` is the share of right hands taken for
@@ -49,7 +51,7 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     prediction = predict(network, batch.crops)
     head = prediction.head
     mirrored = predict(network, batch.crops.flip(2)).head.right
-    truth_2d = batch.joints_2d.numpy()
+    truth_2d = keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction).numpy()
     camera = head.camera[:, None]
     projected = camera[..., :1] * prediction.joints[..., :2] + camera[..., 1:]
     errors = keypoint_error(head.joints_2d.numpy(), truth_2d)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from handmesh.datasets.sample import Batch
+from handmesh.model.conventions import keypoints_as_ours
 from handmesh.model.hand_model import HandModel
 from handmesh.model.head import cell_centres
 from handmesh.model.regressor import Prediction, wrist_relative_hand
@@ -52,10 +53,11 @@ def training_loss(
     unknown_shape = batch.presence * (1 - batch.weight_parameters)  # their betas are 0 in the batch
     shape_weight = batch.weight_parameters + weights.mean_shape * unknown_shape
     projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
+    true_2d = keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction)
 
     terms = {
-        "joints_2d": weighted_mean((head.joints_2d - batch.joints_2d).abs(), batch.weight_2d),
-        "projection": weighted_mean((projected - batch.joints_2d).abs(), batch.weight_projection),
+        "joints_2d": weighted_mean((head.joints_2d - true_2d).abs(), batch.weight_2d),
+        "projection": weighted_mean((projected - true_2d).abs(), batch.weight_projection),
         "rotations": weighted_mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
         "betas": weighted_mean((head.betas - batch.betas).abs(), shape_weight),
         "joints": weighted_mean((joints - true_joints).abs() * axes, batch.weight_3d),
@@ -72,7 +74,7 @@ def training_loss(
         ),
     }
     if head.heatmaps is not None:
-        terms["heatmaps"] = _heatmap_loss(head.heatmaps, batch, weights.heatmap_sigma)
+        terms["heatmaps"] = _heatmap_loss(head.heatmaps, true_2d, batch.weight_2d, weights.heatmap_sigma)
     total = sum((getattr(weights, name) * term for name, term in terms.items()), size.new_zeros(()))
     return total, {name: term.detach() for name, term in terms.items()}
 
@@ -87,10 +89,10 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (values.flatten(1).mean(1) if values.dim() > 1 else values).mul(weights).sum() / weights.sum().clamp_min(1.0)
 
 
-def _heatmap_loss(heatmaps: torch.Tensor, batch: Batch, sigma: float) -> torch.Tensor:
+def _heatmap_loss(heatmaps: torch.Tensor, true_2d: torch.Tensor, weight_2d: torch.Tensor, sigma: float) -> torch.Tensor:
     """Cross-entropy of (N, 21, h, w) logits with a Gaussian round each keypoint that lies inside the crop."""
-    distance = (cell_centres(heatmaps) - batch.joints_2d[:, :, None]).square().sum(-1)  # (N, 21, cells)
+    distance = (cell_centres(heatmaps) - true_2d[:, :, None]).square().sum(-1)  # (N, 21, cells)
     target = (-distance / (2 * sigma**2)).softmax(-1)
     entropy = -(target * heatmaps.flatten(2).log_softmax(-1)).sum(-1)  # (N, 21)
-    inside = (batch.joints_2d.abs().amax(-1) < 1.0).float() * batch.weight_2d[:, None]
+    inside = (true_2d.abs().amax(-1) < 1.0).float() * weight_2d[:, None]
     return (entropy * inside).sum() / inside.sum().clamp_min(1.0)
