@@ -47,6 +47,7 @@ def test_a_network_that_answers_the_truth_has_no_error(estimator, tmp_path: Path
     assert result["all"]["2d"] < 0.02  # the stub reads its keypoints off pixels
     assert result["all"]["pa_mpjpe_mm"] < 0.01
     assert result["all"]["pa_mpvpe_mm"] < 0.01
+    assert result["all"]["shape_mm"] < 0.01  # the stub's hand has but one shape
     assert {name: row["hands"] for name, row in result["skin_tone"].items()} == dict.fromkeys(
         ("lightest", "middle", "darkest"), 2
     )
@@ -57,7 +58,7 @@ def test_a_network_that_answers_the_truth_has_no_error(estimator, tmp_path: Path
 
 def test_errors_of_a_group_are_its_own() -> None:
     mm = np.array([2.0, 4.0, 6.0, 20.0])
-    errors = HandErrors(np.tile(mm[:, None] / 100, 21), mm, 2 * mm, mm / 30, 1 - mm / 30)
+    errors = HandErrors(np.tile(mm[:, None] / 100, 21), mm, 2 * mm, 3 * mm, 4 * mm, mm / 30, 1 - mm / 30)
     summary = errors.summary(np.array([True, True, True, False]))
     assert summary == pytest.approx(
         {
@@ -70,6 +71,8 @@ def test_errors_of_a_group_are_its_own() -> None:
             "pa_mpjpe_mm_se": np.sqrt(8 / 3) / np.sqrt(3),
             "pa_mpvpe_mm": 8.0,
             "pa_mpvpe_mm_se": 2 * np.sqrt(8 / 3) / np.sqrt(3),
+            "shape_mm": 12.0,
+            "average_shape_mm": 16.0,
             "presence": 0.0,
             "side_right": 1.0,
         }

@@ -145,7 +145,7 @@ def summarise(pairs: list[tuple[HandMesh, LabelledHand]], labels: int) -> dict[s
         "pck_10_raw": pck(raw_errors, 0.10),
         "pa_mpjpe_pseudo_mm": float(pa_error_mm(joints, np.stack([label.joints for _, label in pairs])).mean()),
         "sides_known": len(told),
-        "side_right": float(np.mean(told)) if told else float("nan"),
+        **({"side_right": float(np.mean(told))} if told else {}),
         "presence": float(np.mean([hand.score for hand, _ in pairs])),
     }
 

@@ -29,11 +29,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HandErrors:
-    """One row a hand. keypoints: (N, 21) shares of the hand's box; pa_mpjpe, pa_mpvpe: (N,) mm; others: (N,)."""
+    """One row a hand. keypoints: (N, 21) shares of the hand's box; pa_mpjpe, pa_mpvpe: (N,) mm; others: (N,).
+
+    shape: (N,) mm, the PA-MPVPE that is left in the true pose with the estimated betas; average_shape: with none.
+    """
 
     keypoints: Array
     pa_mpjpe: Array
     pa_mpvpe: Array
+    shape: Array
+    average_shape: Array
     presence: Array
     right: Array
 
@@ -50,6 +55,7 @@ class HandErrors:
             values = getattr(self, name)[chosen]
             result[f"{name}_mm"] = float(values.mean())
             result[f"{name}_mm_se"] = float(values.std() / np.sqrt(count))
+        result |= {f"{name}_mm": float(getattr(self, name)[chosen].mean()) for name in ("shape", "average_shape")}
         result["presence"] = float((self.presence[chosen] >= 0.5).mean())
         result["side_right"] = float((self.right[chosen] >= 0.5).mean())
         return result
@@ -95,8 +101,9 @@ def hand_errors(
     for start in range(0, len(rows), _POSE_BLOCK):
         block = rows[start : start + _POSE_BLOCK]
         sides: list[Side] = ["right"] * len(block)
-        truth = estimator.pose(samples.meta["rotations"][block], samples.meta["betas"][block], sides)
-        for row, posed in zip(block.tolist(), truth, strict=True):
+        rotations, betas = samples.meta["rotations"][block], samples.meta["betas"][block]
+        truth, average = (estimator.pose(rotations, shape, sides) for shape in (betas, np.zeros_like(betas)))
+        for row, posed, usual in zip(block.tolist(), truth, average, strict=True):
             sample = samples[row]
             (hand,) = estimator(
                 sample.image,
@@ -104,11 +111,14 @@ def hand_errors(
                 sides=["right"],
                 camera=camera_of(samples.intrinsics[row], sample.image),
             )
+            (shaped,) = estimator.pose(samples.meta["rotations"][[row]], hand.betas[None], ["right"])
             parts.append(
                 (
                     keypoint_error(hand.joints_2d[None], sample.joints_2d[None])[0],
                     pa_error_mm(hand.joints[None], posed.joints[None]),
                     pa_error_mm(hand.vertices[None], posed.vertices[None]),
+                    pa_error_mm(shaped.vertices[None], posed.vertices[None]),
+                    pa_error_mm(usual.vertices[None], posed.vertices[None]),
                     np.array([hand.score]),
                     np.array([hand.side_score]),
                 )
