@@ -52,14 +52,15 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _measured(run: Path, before: int) -> list[dict[str, str]]:
-    """A run's measurements as rows of the table; numbers stay as they were written."""
+    """A run's measurements as rows of the table; numbers stay as they were written, and what was not measured is
+    empty."""
     files = {name: {row["seen"]: row for row in _read(run / f"{name}.csv")} for name, _ in SHOWN.values()}
     moments = sorted(set.intersection(*(set(rows) for rows in files.values())), key=float)
     return [
         {
             "run": run.name,
             "samples": str(before + round(float(seen))),
-            **{column: files[name][seen][key] for column, (name, key) in SHOWN.items()},
+            **{column: files[name][seen].get(key, "") for column, (name, key) in SHOWN.items()},
         }
         for seen in moments
     ]

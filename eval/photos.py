@@ -28,7 +28,8 @@ def main() -> None:
     protocol = (
         "labels with a spread below .05; crops: their boxes and sides given; frames: found by the detector, matched "
         "where boxes overlap; 2d: mean distance of 21 keypoints as a share of the longer side of the label's box, "
-        "2d_mesh: of the mesh's joints; pck: share within .05 and .1; pa_mpjpe_pseudo_mm: against the labels' own 3D"
+        "2d_mesh: of the mesh; pck: share within .05 and .1; pa_mpjpe_pseudo_mm: against the labels' own 3D; all of "
+        "the spots that the labels name on our hand (MediaPipe's, by label_convention.json); _raw: of our own keypoints"
     )
     write_result(args.out, {"split": args.split, "weights": args.weights, "protocol": protocol, **result})
 

@@ -38,7 +38,7 @@ def main() -> None:
     protocol = (
         "given boxes and sides; 2d_keypoints: the network's keypoints, 2d: the mesh's joints in the picture, mean "
         "errors as shares of the hand's box; pa_mpjpe_mm against rendered truth, on photos against another tracker's "
-        "labels; "
+        "labels, all of the spots that these name on our hand (label_convention.json); "
         "cost_ms: median of what an estimate takes longer with the network's answer at hand"
     )
     write_result(args.out, {"weights": args.weights, "protocol": protocol, "sets": result})

@@ -76,7 +76,8 @@ def main() -> None:
         "out; metres_a_unit: the one scale that fits the root joints' depths of both views best; own_scale: a view's "
         "by itself, as a share of it; labelled: MediaPipe 0.10.21 on single frames, triangulated, where all keypoints "
         f"agree (mean below {TRUSTED_PX:g} px, none off by thrice as much), for a hand of {HAND_SIZE_MM:g} mm from the "
-        "wrist to the middle knuckle; ours in the labels' boxes, sides not given; labeller: MediaPipe's 3D of one view"
+        "wrist to the middle knuckle; ours in the labels' boxes, sides not given, MediaPipe's spots on our hands "
+        "(label_convention.json; raw: our own joints); labeller: MediaPipe's 3D of one view"
     )
     write_result(
         args.out,
