@@ -33,6 +33,7 @@ def openxr_joints(joints: NDArray[np.floating]) -> NDArray[np.float64]:
 def reorder(hand: HandMesh, order: KeypointOrder) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """A hand's joints (K, 3) m from the wrist and joints_2d (K, 2) px in an order of `KEYPOINT_NAMES`.
 
+    The order changes, not the spots: MediaPipe's wrist, knuckles and tips are others (`handmesh.model.conventions`).
     Raises ``ValueError`` for another order.
     """
     if order not in KEYPOINT_NAMES:
