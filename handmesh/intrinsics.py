@@ -196,10 +196,12 @@ def _coefficients(root: Any) -> list[float]:
     if distortion is not None:
         return distortion.tolist()
     single = {name: root.getNode(name) for name in _DISTORTION}
+    if not single["k4"].empty() and single["p1"].empty() and single["p2"].empty():
+        raise ValueError("its k1 to k4 without p1 and p2 are those of a fisheye lens: undistort the frames first")
     if any(not node.empty() for node in single.values()):
         return [0.0 if node.empty() else _number(node, name) for name, node in single.items()]
     words = ("distortion_", "distcoef", "dist_coef")
-    doubtful = [key for key in _names(root) if key.lower().startswith(words) and key != "distortion_model"]
+    doubtful = [key for key in _names(root) if key.lower().startswith(words) and not _is_word(root.getNode(key))]
     if doubtful:
         raise ValueError(
             f"its distortion stands under {', '.join(doubtful)}, where it is not looked for: write its coefficients "
@@ -272,6 +274,11 @@ def _number(node: Any, key: str) -> float:
 
 def _keys(root: Any) -> str:
     return ", ".join(_names(root)) or "nothing"
+
+
+def _is_word(node: Any) -> bool:
+    """Whether a node holds no numbers, such as the name of a model."""
+    return node.empty() or node.isNone() or node.isString()
 
 
 def _names(root: Any) -> list[str]:

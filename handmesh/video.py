@@ -35,6 +35,9 @@ SAMPLE_CLIP = Path(__file__).parent / "assets" / "sample.mp4"
 
 PICTURES_PER_SECOND = 1.0
 """Pictures of a folder need not show the same hands: so far apart in time, a tracker searches each anew."""
+LONGEST_PAUSE_S = 60.0
+"""Frames of a video file are not farther apart; its clock may be wrong."""
+
 _PLAIN_FPS = 65.0  # any rate below can be written as it is
 _UNKNOWN_FPS = 30.0  # where a container or a camera names no rate
 _LIKELY_FPS = 240.0  # what a file says beyond is more often the rate of its clock, such as Matroska's, 1000
@@ -213,7 +216,9 @@ class VideoFileSource(FrameSource):
         for frame, at_s in chain(ahead, iter(self._read, None)):
             if number:
                 since_s = at_s - start_s
-                time_s = since_s if since_s > time_s else time_s + 1 / self.fps
+                time_s = since_s if 0 < since_s - time_s <= LONGEST_PAUSE_S else time_s + 1 / self.fps
+                if abs(since_s - time_s) > LONGEST_PAUSE_S:  # the file's clock has been set anew, or is broken
+                    start_s = at_s - time_s
             yield _rgb(frame), time_s
             number += 1
         if self.frame_count is not None and number < self.frame_count:
@@ -231,10 +236,10 @@ class VideoFileSource(FrameSource):
 
 
 def _rate(frames: list[tuple[NDArray[Any], float]]) -> float:
-    """Frames a second by the median of the times between them, the usual rate where these tell none."""
+    """Frames a second by the median of the times between them, but no less than usual: recordings begin with pauses."""
     apart_s = np.diff([at_s for _, at_s in frames])
     usual_s = float(np.median(apart_s)) if len(apart_s) else 0.0
-    return 1 / usual_s if usual_s > 0 else _UNKNOWN_FPS
+    return max(1 / usual_s, _UNKNOWN_FPS) if usual_s > 0 else _UNKNOWN_FPS
 
 
 class CameraSource(FrameSource):

@@ -109,6 +109,16 @@ def test_frames_of_an_uneven_pace_come_at_the_files_times(tmp_path, monkeypatch,
         assert not caplog.records
 
 
+def test_a_clock_that_jumps_lets_a_video_go_on(tmp_path, monkeypatch):
+    """Transport streams start their clocks anew, and some decoders give frames without a time a huge one."""
+    times_ms = [0, 40, 95_443_000, 95_443_040, 12, 52, float("nan"), 7e15, 92]
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda _: TimedCapture(times_ms, 25.0))
+    (tmp_path / "clip.ts").write_bytes(b"video")
+    with open_source(tmp_path / "clip.ts") as source:
+        times = [time_s for _, time_s in source]
+    np.testing.assert_allclose(np.diff(times), 0.04)
+
+
 def test_pictures_keep_every_value_and_come_upright(tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     write_picture(tmp_path / "a.png", frame)

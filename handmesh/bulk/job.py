@@ -195,10 +195,11 @@ def _known_entries(parts: Path, wanted: Collection[str]) -> dict[str, Entry]:
     """
     known: dict[str, Entry] = {}
     for path in parts_in(parts):
+        path.open("rb").close()  # a part that cannot be opened need not be damaged: raises OSError
         try:
             entries = read_entries(path)
         except ValueError as error:
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            path.replace(path.with_name(f"{path.name}.damaged"))
             _log.warning("%s; it is set aside as %s.damaged", error, path.name)
             continue
         again = {entry.path for entry in entries if entry.path in wanted and not entry.is_current}
@@ -213,11 +214,17 @@ def _known_entries(parts: Path, wanted: Collection[str]) -> dict[str, Entry]:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keep other jobs out of a folder; a job that is killed lets them in. Raises ValueError if one is there."""
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another job is at work in {folder}: wait for it, or choose another folder") from None
+    except NotImplementedError:
+        _log.warning("%s is on a file system without locks: let no other job write there meanwhile", folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim_folder(folder: Path, task: Task, about: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -27,9 +27,10 @@ from handmesh.crop import Crop, view_rotation
 from handmesh.datasets.photos import WRONG_SPREAD, trusted_labels
 from handmesh.estimator import HandMeshEstimator
 from handmesh.image_folders import image_files
+from handmesh.model.conventions import Convention
 from handmesh.records import Camera, HandMesh, Side, box_iou, box_middle_half, box_of_keypoints, other_side
 
-WEIGHTS = ("fast", "accurate")
+WEIGHTS = ("fast",)
 TURNS_DEG = (0.0, 25.0, -25.0)
 
 SAME_HAND_IOU = 0.4
@@ -60,11 +61,11 @@ class HandLabel:
     views: int  # that found it
     of_this_side: int  # views that say so
 
-    def to_json(self) -> dict[str, Any]:
-        """An entry of `hands` in labels.json."""
+    def to_json(self, convention: Convention) -> dict[str, Any]:
+        """An entry of `hands` in labels.json, whose keypoints are spots of that convention."""
         return {
             "side": self.side,
-            "convention": "freihand",
+            "convention": convention,
             "score": round(self.score, 3),
             "votes": self.views,
             "side_votes": self.of_this_side,
@@ -113,13 +114,18 @@ def label_hands(photo: NDArray[np.uint8], estimators: Sequence[Estimator]) -> li
 
 
 def label_folder(
-    folder: Path, out: Path, estimators: Sequence[Estimator], watch: Callable[[list[Path]], Iterable[Path]] = iter
+    folder: Path,
+    out: Path,
+    estimators: Sequence[Estimator],
+    convention: Convention = "freihand",
+    watch: Callable[[list[Path]], Iterable[Path]] = iter,
 ) -> tuple[int, int]:
     """Label the photos of a folder that have no trusted labels there yet, and copy those that get some into `out`.
 
-    Photos keep their names; labels.json is written last. `watch` passes the photos on, to show progress. Returns the
-    number of photos that were looked at and of those labelled. Raises FileNotFoundError for a folder without images,
-    ValueError for one whose photos would be overwritten.
+    Photos keep their names; labels.json is written last, and says whose spots the networks name, their `convention`.
+    `watch` passes the photos on, to show progress. Returns the number of photos that were looked at and of those
+    labelled. Raises FileNotFoundError for a folder without images, ValueError for one whose photos would be
+    overwritten.
     """
     if out.resolve() == folder.resolve():
         raise ValueError(f"labels of {folder} would replace its own: give another --out")
@@ -134,7 +140,7 @@ def label_folder(
         labels = label_hands(np.asarray(photo, np.uint8), estimators)
         if any(label.spread < WRONG_SPREAD for label in labels):
             size = [photo.shape[1], photo.shape[0]]
-            entries[path.name] = {"size": size, "hands": [label.to_json() for label in labels]}
+            entries[path.name] = {"size": size, "hands": [label.to_json(convention) for label in labels]}
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / path.name)
     if entries:
@@ -199,12 +205,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="gets a folder like each, for `handmesh train --photos`"
     )
     parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), help="names or .onnx files of hand networks")
+    parser.add_argument(
+        "--convention",
+        choices=get_args(Convention),
+        default="freihand",
+        help="whose spots these networks name on photos; those of 4,506,496 samples and fewer name MediaPipe's",
+    )
     options = parser.parse_args(argv)
     if len({folder.resolve().name for folder in options.folders}) < len(options.folders):
         raise ValueError("two of the folders have one name, and so would their labels: label them one by one")
     estimators = [HandMeshEstimator.from_pretrained(weights) for weights in options.weights]
     for folder in options.folders:
-        photos, labelled = label_folder(folder, options.out / folder.resolve().name, estimators, tqdm)
+        photos, labelled = label_folder(
+            folder, options.out / folder.resolve().name, estimators, options.convention, tqdm
+        )
         sys.stdout.write(f"{folder.name}: {labelled} of {photos} photos without trusted labels got some\n")
 
 

@@ -44,7 +44,7 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     Keypoints that name MediaPipe's spots are first moved to ours (`keypoints_as_ours`).
     `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
     and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_keypoints_mm` against measured keypoints of hands without
-    parameters, `pa_mpjpe_pseudo_mm` against another tracker's 3D labels. `right` is the share of right hands taken for
+    parameters, `pa_mpjpe_pseudo_mm` against labels whose 3D is a guess. `right` is the share of right hands taken for
     such, `left` that of their mirror images taken for left ones, `side` that of hands whose image looks more like a
     right hand than its mirror image does.
     """

@@ -182,7 +182,7 @@ class Viewer:
         while True:
             frame = await self._inbox.get()
             if isinstance(frame, str):
-                await say_error(self._socket, frame)
+                await say_error(self._socket, frame, lost=True)
                 continue
             frame = replace(frame, dropped=frame.dropped + self._inbox.dropped)
             await send(self._socket, packed(frame, self._options))

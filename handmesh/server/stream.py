@@ -209,9 +209,9 @@ async def send(socket: WebSocket, reply: bytes | str) -> None:
         await socket.send_text(reply)
 
 
-async def say_error(socket: WebSocket, message: str) -> None:
-    """Tell a client what is wrong with what it sent."""
-    await socket.send_json({"type": "error", "message": message})
+async def say_error(socket: WebSocket, message: str, *, lost: bool = False) -> None:
+    """Tell a client what is wrong with what it sent, or that the source it watches is ``lost`` for now."""
+    await socket.send_json({"type": "error", "message": message, "lost": lost})
 
 
 async def converse(

@@ -33,7 +33,7 @@ class LossWeights:
     mask: float = 0.3
     presence: float = 0.2
     right: float = 1.0
-    pseudo_depth: float = 0.3  # of the depth axis of labels that another tracker guessed
+    pseudo_depth: float = 0.3  # of the depth axis of labels that are a guess
     heatmap_sigma: float = 0.1  # normalised crop units
 
 

@@ -11,6 +11,7 @@ const $ = id => document.getElementById(id);
 const IN_FLIGHT = 2; // frames with the server: one it works on, and one on its way
 const BACKLOG_BYTES = 500_000;
 const GIVEN_UP_MS = 5000; // after which an answer is no longer waited for
+const READ_MS = 3000; // for which a refusal is shown at least
 const SILENCE_MS = 1500; // after which the picture goes on without hands
 
 const server = new Server();
@@ -88,7 +89,7 @@ function listHands(hands, assumed = true) {
 /** Say what is wrong, or that nothing is; what the connection or an answer says takes back nothing else. */
 function trouble(text = '', about = 'page') {
   if (!text && about !== 'page' && trouble.about !== about) return;
-  trouble.about = about;
+  Object.assign(trouble, { about, at: performance.now() });
   $('trouble').textContent = text;
   $('trouble').hidden = !text;
 }
@@ -149,7 +150,7 @@ async function onHands(message) {
 }
 
 function show(frame, message, stages, delay, now) {
-  trouble('', 'answer'); // what it refused was another frame or option
+  if (now - trouble.at > READ_MS) trouble('', 'answer'); // what it refused was another frame or option
   latest = { frame, message };
   views.show(frame, style());
   listHands(frame.hands, frame.camera.assumed);
@@ -288,8 +289,8 @@ server.addEventListener('hello', ({ detail: { faces, bones, source } }) => {
 server.addEventListener('hands', ({ detail }) => mode && onHands(detail));
 server.addEventListener('refused', ({ detail }) => {
   pending = [];
-  trouble(`The server says: ${detail}.`, 'answer');
-  if (mode === 'server') clearHands(); // its source is gone
+  trouble(`The server says: ${detail.message}.`, 'answer');
+  if (detail.lost) clearHands();
 });
 
 // --- controls

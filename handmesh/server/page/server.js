@@ -4,7 +4,7 @@ const FIRST_WAIT_MS = 500, LONGEST_WAIT_MS = 4000, TOKEN_KEY = 'handmesh-token';
 
 /**
  * Events: "state" (detail: {state: connecting|open|lost|token, text}), "hello" (detail: the greeting), "hands" (detail:
- * an ArrayBuffer) and "refused" (detail: what the server says is wrong).
+ * an ArrayBuffer) and "refused" (detail: the server's {message, lost}; lost: its source gives nothing for now).
  */
 export class Server extends EventTarget {
   #socket = null;
@@ -93,7 +93,7 @@ export class Server extends EventTarget {
       this.#wait = FIRST_WAIT_MS;
       this.#say('open', 'Connected');
       this.#emit('hello', message);
-    } else if (message.type === 'error') this.#emit('refused', message.message);
+    } else if (message.type === 'error') this.#emit('refused', message);
   }
 
   #lose(reason = '') {
