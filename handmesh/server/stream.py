@@ -2,8 +2,9 @@
 
 A client sends each frame as one binary message, a little-endian double with the frame's time in seconds followed by a
 JPEG or PNG, and options as JSON text (`StreamOptions`) at any time. It gets a greeting (`greeting`), then a binary
-message (`handmesh.server.wire`) or JSON text a frame, and ``{"type": "error", "message": ...}`` where a frame or an
-option is wrong. A frame that comes while another is worked on replaces those that wait: the freshest wins.
+message (`handmesh.server.wire`) or JSON text a frame, and ``{"type": "error", "message": ..., "lost": ...}`` where a
+frame or an option is wrong or, with ``lost`` true, the server's source gives nothing for now. A frame that comes while
+another is worked on replaces those that wait: the freshest wins.
 """
 
 from __future__ import annotations
