@@ -8,6 +8,7 @@ from samples import HandList, posed_hand
 from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool
 from handmesh.datasets.mixture import BatchStream, Mixture
+from handmesh.evaluation.validation import measure, predict
 from handmesh.model.backbone import VARIANTS, build_backbone
 from handmesh.model.conventions import mediapipe_spots
 from handmesh.model.hand_model import HandModel
@@ -141,6 +142,15 @@ def test_keypoints_that_name_mediapipes_spots_teach_ours(batch):
     assert max(terms["joints_2d"].item(), terms["projection"].item()) < 1e-5
     _, terms = training_loss(prediction, labelled._replace(mediapipe=flags), hand_model, LossWeights())
     assert min(terms["joints_2d"].item(), terms["projection"].item()) > 0.02
+
+
+def test_measures_hold_a_hands_own_spots_against_labels_that_name_those(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    prediction = predict(network, batch.crops)
+    moves = prediction.head.camera[:, None, :1] * mediapipe_spots(prediction.joints)[..., :2]
+    labelled = batch._replace(joints_2d=prediction.head.joints_2d + moves, mediapipe=torch.ones(8))
+    assert measure(network, labelled)["2d"] < 1e-5
+    assert measure(network, labelled._replace(mediapipe=torch.zeros(8)))["2d"] > 1e-3
 
 
 def test_an_unknown_shape_is_drawn_towards_the_mean(batch):

@@ -41,7 +41,7 @@ def predict(network: HandRegressor, crops: torch.Tensor, *, batch_size: int = 50
 def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     """Errors on a fixed batch; 3D ones only over samples that know their 3D.
 
-    Keypoints that name MediaPipe's spots are first moved to ours (`keypoints_as_ours`).
+    Keypoints that name MediaPipe's spots are held against those spots on the predicted hands.
     `2d` is the mean keypoint error as a share of the box, `2d_mesh` that of the projected mesh joints; `pa_mpjpe_mm`
     and `pa_mpvpe_mm` are against exact parameters, `pa_mpjpe_keypoints_mm` against measured keypoints of hands without
     parameters, `pa_mpjpe_pseudo_mm` against labels whose 3D is a guess. `right` is the share of right hands taken for
@@ -51,14 +51,15 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     prediction = predict(network, batch.crops)
     head = prediction.head
     mirrored = predict(network, batch.crops.flip(2)).head.right
-    truth_2d = keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction).numpy()
+    truth_2d = batch.joints_2d.numpy()
+    to_theirs = (batch.joints_2d - keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction)).numpy()
     camera = head.camera[:, None]
     projected = camera[..., :1] * prediction.joints[..., :2] + camera[..., 1:]
-    errors = keypoint_error(head.joints_2d.numpy(), truth_2d)
+    errors = keypoint_error(head.joints_2d.numpy() + to_theirs, truth_2d)
     result = {
         "hands": float(len(truth_2d)),
         "2d": float(errors.mean()),
-        "2d_mesh": float(keypoint_error(projected.numpy(), truth_2d).mean()),
+        "2d_mesh": float(keypoint_error(projected.numpy() + to_theirs, truth_2d).mean()),
         "pck_05": pck(errors, 0.05),
         "pck_10": pck(errors, 0.10),
         "presence": float((head.presence > 0).float().mean()),
