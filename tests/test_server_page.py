@@ -155,6 +155,54 @@ def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
     assert painted(page, "#frame") > 0.001
 
 
+def test_an_emptied_field_of_view_is_no_option_and_a_refusal_goes_with_the_next_hands(page):
+    page.click("#use-server")
+    wait_for_hands(page)
+    page.fill("#fov", "")
+    page.dispatch_event("#fov", "change")
+    page.click("#stop")
+    page.click("#use-server")
+    wait_for_hands(page)
+    assert not page.is_visible("#trouble")
+
+
+def test_a_token_that_no_header_can_hold_is_asked_for_again(browser, served):
+    page = browser.new_context().new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(served.url.split("#")[0])
+    for token in ("wrong-token-wrong-token", TOKEN.replace("-", "\N{EN DASH}")):
+        page.wait_for_selector("#status[data-state=token]")
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#status[data-state=connecting]", state="detached")
+    page.wait_for_selector("#status[data-state=token]")
+    page.fill("#token", TOKEN)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status[data-state=open]")
+    page.context.close()
+
+
+def test_meshes_lie_on_the_picture_through_a_lens(open_page, browser, tmp_path):
+    picture = np.full((480, 640, 3), 110, np.uint8)
+    picture[:, 200:] = read_picture(DEMOS / "sample_1.jpg")[:480, :440]
+    write_picture(tmp_path / "edge.png", picture)
+    camera = Camera(320.0, 320.0, 319.5, 239.5, 640, 480, distortion=(-0.25, 0.06, 0.0, 0.0))
+    save_camera(tmp_path / "camera.yaml", camera)
+    drawn = Overlay().draw(np.zeros_like(picture), HandMeshEstimator.from_pretrained()(picture, camera=camera))
+    wanted = np.nonzero(drawn.max((0, 2)) > 40)[0]
+    with chromium.Served("--camera", str(tmp_path / "camera.yaml")) as server:
+        page = open_page(browser, server.url)
+        page.set_input_files("#file", str(tmp_path / "edge.png"))
+        wait_for_hands(page)
+        page.wait_for_timeout(500)
+        page.evaluate("document.getElementById('picture').style.visibility = 'hidden'")
+        seen = cv2.imdecode(np.frombuffer(page.locator("#overlay").screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(
+            int
+        )
+    coloured = np.nonzero((np.ptp(seen, axis=-1) > 60).any(0))[0] * (640 / seen.shape[1])
+    np.testing.assert_allclose(coloured[[0, -1]], wanted[[0, -1]], atol=6)
+
+
 def test_a_recording_ends_with_its_source(page, tmp_path):
     page.click("#use-server")
     wait_for_hands(page)
@@ -258,51 +306,3 @@ def test_a_lost_server_is_told_and_found_again(page, served):
         page.wait_for_selector("#status[data-state=open]")
         wait_for_hands(page)
         assert page.is_hidden("#trouble")
-
-
-def test_an_emptied_field_of_view_is_no_option_and_a_refusal_goes_with_the_next_hands(page):
-    page.click("#use-server")
-    wait_for_hands(page)
-    page.fill("#fov", "")
-    page.dispatch_event("#fov", "change")
-    page.click("#stop")
-    page.click("#use-server")
-    wait_for_hands(page)
-    assert not page.is_visible("#trouble")
-
-
-def test_a_token_that_no_header_can_hold_is_asked_for_again(open_page, browser, served):
-    page = browser.new_context().new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.goto(served.url.split("#")[0])
-    for token in ("wrong-token-wrong-token", TOKEN.replace("-", "\N{EN DASH}")):
-        page.wait_for_selector("#status[data-state=token]")
-        page.fill("#token", token)
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#status[data-state=connecting]", state="detached")
-    page.wait_for_selector("#status[data-state=token]")
-    page.fill("#token", TOKEN)
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#status[data-state=open]")
-    page.context.close()
-
-
-def test_meshes_lie_on_the_picture_through_a_lens(open_page, browser, tmp_path):
-    picture = np.full((480, 640, 3), 110, np.uint8)
-    picture[:, 200:] = read_picture(DEMOS / "sample_1.jpg")[:480, :440]
-    write_picture(tmp_path / "edge.png", picture)
-    camera = Camera(320.0, 320.0, 319.5, 239.5, 640, 480, distortion=(-0.25, 0.06, 0.0, 0.0))
-    save_camera(tmp_path / "camera.yaml", camera)
-    drawn = Overlay().draw(np.zeros_like(picture), HandMeshEstimator.from_pretrained()(picture, camera=camera))
-    wanted = np.nonzero(drawn.max((0, 2)) > 40)[0]
-    with chromium.Served("--camera", str(tmp_path / "camera.yaml")) as server:
-        page = open_page(browser, server.url)
-        page.set_input_files("#file", str(tmp_path / "edge.png"))
-        wait_for_hands(page)
-        page.wait_for_timeout(500)
-        page.evaluate("document.getElementById('picture').style.visibility = 'hidden'")
-        seen = cv2.imdecode(np.frombuffer(page.locator("#overlay").screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(
-            int
-        )
-    coloured = np.nonzero((np.ptp(seen, axis=-1) > 60).any(0))[0] * (640 / seen.shape[1])
-    np.testing.assert_allclose(coloured[[0, -1]], wanted[[0, -1]], atol=6)
