@@ -17,10 +17,9 @@ from handmesh.evaluation.label_convention import as_theirs, errors_2d, fit_offse
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.report import write_result
 from handmesh.mistakes import in_one_line
+from handmesh.model.conventions import PALM_MM
 from handmesh.records import box_of_keypoints
 from handmesh.skeleton import KEYPOINTS
-
-PALM_MM = 95.0
 
 
 def main() -> None:

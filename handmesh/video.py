@@ -202,12 +202,12 @@ class VideoFileSource(FrameSource):
                 f"{path} cannot be read as a video: not a single frame of it can be decoded; is it damaged or cut off?"
             )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        count: int | None = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._ahead = [first]
         if not 0 < fps <= _LIKELY_FPS:  # nor a number, perhaps
             self._ahead += islice(iter(self._read, None), _TIMED_FRAMES - 1)
-            fps, count = _rate(self._ahead), None
-        super().__init__(path.name, fps, count if count is not None and count > 0 else None)
+            fps, count = _rate(self._ahead), 0
+        super().__init__(path.name, fps, count if count > 0 else None)
 
     def __iter__(self) -> Iterator[TimedFrame]:
         ahead, self._ahead = self._ahead, []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from handmesh.datasets.mixture import HandDataset
 from handmesh.evaluation.metrics import keypoint_error
-from handmesh.model.conventions import Convention, bone_axes, mediapipe_spots
+from handmesh.model.conventions import MEDIAPIPE_OFFSETS_MM, PALM_MM, Convention, bone_axes
 from handmesh.placement import solve_translation
 from handmesh.records import Camera, HandMesh, Side
 from handmesh.skeleton import KEYPOINTS
@@ -79,8 +79,7 @@ def spots_of(hand: HandMesh, convention: Convention) -> Spots:
     joints_2d = np.asarray(hand.joints_2d, np.float64)
     if convention == "freihand":
         return Spots(joints_2d, mesh_2d, joints)
-    flip = _MIRROR if hand.side == "left" else np.ones(3)
-    theirs = joints + mediapipe_spots(torch.from_numpy(joints * flip)).numpy() * flip
+    theirs = _moved(joints, hand_axes(joints, hand.side), MEDIAPIPE_OFFSETS_MM.numpy() / PALM_MM)
     theirs_2d = hand.camera.project(theirs + hand.translation)
     return Spots(joints_2d + theirs_2d - mesh_2d, theirs_2d, theirs)
 
@@ -139,7 +138,12 @@ def errors_2d(hands: Sequence[KnownHand], offsets: Array) -> Array:
 
 def as_theirs(hand: KnownHand, offsets: Array) -> Array:
     """(21, 3) m our joints moved to where the tracker has its points."""
-    return hand.joints + _size(hand.joints) * np.einsum("jab,jb->ja", hand.axes, offsets)
+    return _moved(hand.joints, hand.axes, offsets)
+
+
+def _moved(joints: Array, axes: Array, offsets: Array) -> Array:
+    """Joints (21, 3) moved by offsets (21, 3) in hand sizes and in their axes (21, 3, 3)."""
+    return joints + _size(joints) * np.einsum("jab,jb->ja", axes, offsets)
 
 
 def _size(points: Array) -> float:

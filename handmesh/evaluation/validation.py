@@ -11,7 +11,7 @@ from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.mixture import HandDataset
 from handmesh.datasets.sample import Batch, collate
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
-from handmesh.model.conventions import keypoints_as_ours
+from handmesh.model.conventions import label_moves
 from handmesh.model.head import HeadOutput
 from handmesh.model.regressor import HandRegressor, Prediction, wrist_relative_hand
 
@@ -52,14 +52,14 @@ def measure(network: HandRegressor, batch: Batch) -> dict[str, float]:
     head = prediction.head
     mirrored = predict(network, batch.crops.flip(2)).head.right
     truth_2d = batch.joints_2d.numpy()
-    to_theirs = (batch.joints_2d - keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction)).numpy()
+    moves = label_moves(batch.mediapipe, prediction).numpy()
     camera = head.camera[:, None]
     projected = camera[..., :1] * prediction.joints[..., :2] + camera[..., 1:]
-    errors = keypoint_error(head.joints_2d.numpy() + to_theirs, truth_2d)
+    errors = keypoint_error(head.joints_2d.numpy() + moves, truth_2d)
     result = {
         "hands": float(len(truth_2d)),
         "2d": float(errors.mean()),
-        "2d_mesh": float(keypoint_error(projected.numpy() + to_theirs, truth_2d).mean()),
+        "2d_mesh": float(keypoint_error(projected.numpy() + moves, truth_2d).mean()),
         "pck_05": pck(errors, 0.05),
         "pck_10": pck(errors, 0.10),
         "presence": float((head.presence > 0).float().mean()),

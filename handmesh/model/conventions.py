@@ -43,25 +43,29 @@ MEDIAPIPE_OFFSETS_MM = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""(21, 3) from our joints to MediaPipe's (0.10.21), in `bone_axes`, for a hand of 95 mm from the wrist to the middle
-knuckle. Fitted to the rendered evaluation set by eval/label_convention.py."""
+"""(21, 3) from our joints to MediaPipe's (0.10.21), in `bone_axes`, for a hand whose size is `PALM_MM`. Fitted to the
+rendered evaluation set by eval/label_convention.py."""
 
-_PALM_MM = 95.0
+PALM_MM = 95.0
 
 
 def mediapipe_spots(joints: Tensor) -> Tensor:
-    """How far MediaPipe would put its keypoints from the joints (..., 21, 3) of right hands: (..., 21, 3)."""
-    offsets = MEDIAPIPE_OFFSETS_MM.to(joints) / _PALM_MM
-    size = (joints[..., _MIDDLE, :] - joints[..., _WRIST, :]).norm(dim=-1)[..., None, None]
-    return size * torch.einsum("...jab,jb->...ja", bone_axes(joints), offsets)
+    """How far MediaPipe would put its keypoints from the joints (N, 21, 3) of right hands: (N, 21, 3)."""
+    offsets = MEDIAPIPE_OFFSETS_MM.to(joints) / PALM_MM
+    return hand_size(joints) * torch.einsum("njab,jb->nja", bone_axes(joints), offsets)
+
+
+def hand_size(joints: Tensor) -> Tensor:
+    """Distance wrist to middle knuckle of joints (N, 21, 3), shape (N, 1, 1), never zero."""
+    return (joints[:, _MIDDLE] - joints[:, _WRIST]).norm(dim=-1).clamp_min(1e-3)[:, None, None]
 
 
 @torch.no_grad()
-def keypoints_as_ours(joints_2d: Tensor, mediapipe: Tensor, prediction: Prediction) -> Tensor:
-    """Keypoints (N, 21, 2) of crops; those that name MediaPipe's spots (mediapipe (N,) is 1) are moved to ours, by as
-    much as they lie apart on the predicted hands."""
+def label_moves(mediapipe: Tensor, prediction: Prediction) -> Tensor:
+    """How far labels name other spots than ours on the predicted hands, (N, 21, 2) in crop coordinates: zero but where
+    they name MediaPipe's (mediapipe (N,) is 1)."""
     moves = prediction.head.camera[:, None, :1] * mediapipe_spots(prediction.joints)[..., :2]
-    return joints_2d - mediapipe[:, None, None] * moves
+    return mediapipe[:, None, None] * moves
 
 
 def bone_axes(joints: Tensor) -> Tensor:

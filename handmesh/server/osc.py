@@ -46,7 +46,6 @@ class OscSender:
 
         self._client = UDPClient(host, port)
         self._last: HandFrame | None = None
-        self._known: set[int] = set()
         self._complained = False
 
     def send(self, frame: HandFrame) -> None:
@@ -70,10 +69,10 @@ class OscSender:
             add(f"{name}/wrist", *_floats(hand.translation))
             add(f"{name}/joints", *_floats(hand.joints))
             add(f"{name}/rotations", *_floats(np.vstack([hand.global_orient, hand.hand_pose])))
-        seen = _track_ids(frame.hands)
-        for gone in sorted(self._known - seen):
+        before = [] if self._last is None else self._last.hands
+        for gone in sorted(_track_ids(before) - _track_ids(frame.hands)):
             add(f"{gone}/lost")
-        self._last, self._known = frame, seen
+        self._last = frame
         try:
             self._client.send(bundle.build())
         except OSError as error:  # such as a network that is down: no reason to stop what others watch
@@ -83,7 +82,7 @@ class OscSender:
 
     def lose(self) -> None:
         """Say that the hands that were sent last are gone: nothing comes from their source for now."""
-        if self._known and self._last is not None:
+        if self._last is not None and _track_ids(self._last.hands):
             self.send(replace(self._last, hands=[]))
 
     def close(self) -> None:

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from handmesh.assets import HandModelArrays
 from handmesh.datasets.sample import Batch
+from handmesh.model.conventions import hand_size
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.regressor import HandRegressor, Prediction
-from handmesh.training.losses import LossWeights, hand_size, weighted_mean
+from handmesh.training.losses import LossWeights, weighted_mean
 
 
 class Lesson(NamedTuple):

@@ -24,10 +24,10 @@ from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.mistakes import in_one_line
+from handmesh.model.conventions import hand_size
 from handmesh.model.hand_model import HandModel, only_keypoints
 from handmesh.model.head import Lifter, decode_parameters
 from handmesh.model.regressor import wrist_relative_hand
-from handmesh.training.losses import hand_size
 
 _log = logging.getLogger(__name__)
 

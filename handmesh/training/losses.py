@@ -8,13 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from handmesh.datasets.sample import Batch
-from handmesh.model.conventions import keypoints_as_ours
+from handmesh.model.conventions import hand_size, label_moves
 from handmesh.model.hand_model import HandModel
 from handmesh.model.head import cell_centres
 from handmesh.model.regressor import Prediction, wrist_relative_hand
-from handmesh.skeleton import KEYPOINTS
-
-WRIST, MIDDLE_KNUCKLE = KEYPOINTS.index("wrist"), KEYPOINTS.index("middle1")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def training_loss(
     unknown_shape = batch.presence * (1 - batch.weight_parameters)  # their betas are 0 in the batch
     shape_weight = batch.weight_parameters + weights.mean_shape * unknown_shape
     projected = head.camera[:, None, :1] * prediction.joints[..., :2] + head.camera[:, None, 1:]
-    true_2d = keypoints_as_ours(batch.joints_2d, batch.mediapipe, prediction)
+    true_2d = batch.joints_2d - label_moves(batch.mediapipe, prediction)
 
     terms = {
         "joints_2d": weighted_mean((head.joints_2d - true_2d).abs(), batch.weight_2d),
@@ -77,11 +74,6 @@ def training_loss(
         terms["heatmaps"] = _heatmap_loss(head.heatmaps, true_2d, batch.weight_2d, weights.heatmap_sigma)
     total = sum((getattr(weights, name) * term for name, term in terms.items()), size.new_zeros(()))
     return total, {name: term.detach() for name, term in terms.items()}
-
-
-def hand_size(joints: torch.Tensor) -> torch.Tensor:
-    """Distance wrist to middle knuckle of joints (N, 21, 3), shape (N, 1, 1), never zero."""
-    return (joints[:, MIDDLE_KNUCKLE] - joints[:, WRIST]).norm(dim=-1).clamp_min(1e-3)[:, None, None]
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
