@@ -141,8 +141,20 @@ def test_bank_is_small_valid_and_used(anatomy):
     assert len(bank) > 2000
     assert np.isfinite(bank).all()
     assert np.linalg.norm(bank, axis=-1).max() < np.radians(135)
-    poses = sample_poses(anatomy, 80, np.random.default_rng(6), bank=bank)
-    assert 5 < (poses.names == "recorded").sum() < 40
+    poses = sample_poses(anatomy, 400, np.random.default_rng(6), bank=bank)
+    assert 50 < (poses.names == "recorded").sum() < 150
+    depth = SphereModel(anatomy).penetration(anatomy.keypoints(torch.tensor(poses.rotations)))
+    assert float(depth.max()) < MAX_PENETRATION_M + 1e-5
+
+
+def test_hands_that_meet_collide_by_the_depth_of_their_flesh(anatomy):
+    spheres = SphereModel(anatomy)
+    flat = anatomy.keypoints(torch.eye(3).expand(16, 3, 3)).numpy()
+    thickest = 2 * float(spheres.radii.max())
+    assert spheres.collision(flat, flat) == pytest.approx(thickest, abs=1e-4)
+    palm = 0.02 * anatomy.frame[2]
+    assert spheres.collision(flat, flat + palm) == pytest.approx(thickest - 0.02, abs=1e-4)
+    assert spheres.collision(flat, flat + 2 * palm) == 0.0
 
 
 def test_fitting_recovers_poses_from_turned_scaled_keypoints(anatomy):

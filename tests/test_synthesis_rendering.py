@@ -8,6 +8,7 @@ from handmesh.assets import load_hand_model
 from handmesh.synthesis.backgrounds import drawn_background, load_photos, view_of_photo
 from handmesh.synthesis.kernels import expose, vertex_normals
 from handmesh.synthesis.lighting import Environment, irradiance_harmonics, random_lights
+from handmesh.synthesis.poses import MAX_PENETRATION_M, SphereModel
 from handmesh.synthesis.props import ball, box, cylinder, occluder, random_shape
 from handmesh.synthesis.rasterizer import (
     TO_LINEAR,
@@ -271,9 +272,12 @@ def test_a_second_hand_is_labelled_where_it_is_seen():
     towards = np.diag([-1.0, -1.0, 1.0]).astype(np.float32)
     hand = PosedHand(vertices @ towards.T, points @ towards.T, towards, "open")
     rng = np.random.default_rng(2)
-    photos = [studio.photograph(hand, rng, hand) for _ in range(8)]
+    photos = [studio.photograph(hand, rng, hand) for _ in range(16)]
     both = [photo for photo in photos if np.isfinite(photo.second).all()]
-    assert len(both) > 4
+    assert len(both) > 8
+    spheres = SphereModel(studio.anatomy)
+    deepest = max(spheres.collision(hand.keypoints + photo.translation, photo.second) for photo in both)
+    assert deepest < MAX_PENETRATION_M + 1e-5
     seen = []
     for photo in both:
         first = hand.keypoints + photo.translation

@@ -17,6 +17,8 @@ THUMB_LIMITS = {"cmc": (-32.0, 45.0), "abduction": (-25.0, 32.0), "mcp": (-18.0,
 OPEN_SPREAD_DEG = (-12.0, -1.0, 9.0, 18.0)
 DIP_FOLLOWS_PIP = 0.62
 MAX_PENETRATION_M = 0.0035
+AT_EASE_M = 0.3 * MAX_PENETRATION_M  # poses that penetrate less are left as they are
+HALVINGS = 5  # of what is added to a recorded pose
 RELAX_STEPS = 18
 RECORDED_SHARE = 0.25
 
@@ -138,6 +140,7 @@ class SphereModel:
         self.start, self.end = torch.tensor(start), torch.tensor(end)
         self.share = torch.tensor(share, dtype=torch.float32)[:, None]
         radii, parts = np.array(radius), np.array(part)
+        self.radii = torch.tensor(radii, dtype=torch.float32)
         first, second = np.triu_indices(len(parts), 1)
         keep = [_may_collide(parts[a], parts[b]) for a, b in zip(first, second, strict=True)]
         self.first, self.second = torch.tensor(first[keep]), torch.tensor(second[keep])
@@ -146,9 +149,18 @@ class SphereModel:
 
     def penetration(self, keypoints: torch.Tensor) -> torch.Tensor:
         """(N, 21, 3) -> (N, P) m: how deep each pair of spheres overlaps, 0 if it does not."""
-        centres = keypoints[:, self.start] * (1 - self.share) + keypoints[:, self.end] * self.share
+        centres = self._centres(keypoints)
         apart = (centres[:, self.first] - centres[:, self.second]).square().sum(-1).clamp_min(1e-10).sqrt()
         return (self.clearance - apart).clamp_min(0.0)
+
+    def collision(self, keypoints: Array, others: Array) -> float:
+        """How deep one hand's spheres reach into another's, m, 0 if they do not; keypoints (21, 3) m each."""
+        both = torch.from_numpy(np.stack([keypoints, others]).astype(np.float32))
+        apart = torch.cdist(*self._centres(both))
+        return float((self.radii[:, None] + self.radii - apart).amax().clamp_min(0.0))
+
+    def _centres(self, keypoints: torch.Tensor) -> torch.Tensor:
+        return keypoints[:, self.start] * (1 - self.share) + keypoints[:, self.end] * self.share
 
 
 def _may_collide(a: int, b: int) -> bool:
@@ -178,7 +190,7 @@ def relax(
     low, high = (torch.tensor(a, dtype=torch.float32) for a in angle_limits())
     everything = torch.minimum(torch.maximum(torch.tensor(angles, dtype=torch.float32), low), high)
     with torch.no_grad():
-        clash = spheres.penetration(anatomy.keypoints(anatomy.rotations(everything))).amax(-1) > 0.3 * MAX_PENETRATION_M
+        clash = spheres.penetration(anatomy.keypoints(anatomy.rotations(everything))).amax(-1) > AT_EASE_M
     clash[torch.tensor(np.unique(contacts[0][:, 0]), dtype=torch.long)] = True
     place = clash.cumsum(0) - 1  # row of each pose among those that need work
     target = everything[clash]
@@ -223,7 +235,7 @@ def sample_poses(
     rotations, labels = [], []
     recorded = 0 if bank is None or names else int(rng.binomial(count, RECORDED_SHARE))
     if bank is not None and recorded:
-        rotations.append(_recorded(bank, recorded, rng))
+        rotations.append(_recorded(anatomy, spheres, bank, recorded, rng))
         labels.append(np.full(recorded, "recorded"))
     missing = count - recorded
     while missing > 0:
@@ -268,17 +280,26 @@ def _propose(
     return np.radians(angles), contacts, labels
 
 
-def _recorded(bank: Array, count: int, rng: np.random.Generator) -> Array:
-    """(count, 16, 3, 3) recorded poses with a little noise, or blends of two of them."""
+def _recorded(anatomy: HandAnatomy, spheres: SphereModel, bank: Array, count: int, rng: np.random.Generator) -> Array:
+    """(count, 16, 3, 3) recorded poses with a little noise, or blends of two of them.
+
+    Where that makes fingers pass through each other, less of it is added: the recorded poses themselves are free of it.
+    """
     from handmesh.model.rotations import rotvec_to_rotmat
 
     chosen = bank[rng.integers(0, len(bank), count)]
     other = bank[rng.integers(0, len(bank), count)]
     t = np.where(rng.uniform(size=count) < 0.2, rng.uniform(0, 0.5, count), 0.0)[:, None, None]
-    rotvec = (1 - t) * chosen + t * other + rng.normal(0, np.radians(2.0), chosen.shape)
-    rotations = np.tile(np.eye(3, dtype=np.float32), (count, 16, 1, 1))
-    rotations[:, 1:] = rotvec_to_rotmat(torch.tensor(rotvec, dtype=torch.float32)).numpy()
-    return rotations
+    change = t * (other - chosen) + rng.normal(0, np.radians(2.0), chosen.shape)
+    rotations = torch.eye(3).repeat(count, 16, 1, 1)
+    clash = torch.arange(count)
+    for _ in range(HALVINGS):
+        rotvecs = torch.tensor(chosen[clash] + change[clash], dtype=torch.float32)
+        rotations[clash, 1:] = rotvec_to_rotmat(rotvecs)
+        depth = spheres.penetration(anatomy.keypoints(rotations[clash])).amax(-1)
+        clash = clash[depth > AT_EASE_M]
+        change[clash] *= 0.5
+    return rotations.numpy()
 
 
 def sample_orientations(anatomy: HandAnatomy, count: int, rng: np.random.Generator) -> Array:

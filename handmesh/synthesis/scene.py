@@ -14,6 +14,7 @@ from handmesh.synthesis.backgrounds import random_background
 from handmesh.synthesis.gestures import GRASPS
 from handmesh.synthesis.kernels import expose, vertex_normals
 from handmesh.synthesis.lighting import Environment, random_lights
+from handmesh.synthesis.poses import MAX_PENETRATION_M, SphereModel
 from handmesh.synthesis.rasterizer import Frame, Mesh, draw_depth, join, render
 from handmesh.synthesis.skin import TEXTURE_WIDTH, Skin
 from handmesh.synthesis.texels import HAND_TEXELS, TexelMap, bake_texels, open_faces, texel_coordinates
@@ -81,6 +82,7 @@ class Studio:
     ) -> None:
         self.second_hand = second_hand
         self.anatomy = HandAnatomy.from_arrays(arrays)
+        self._spheres = SphereModel(self.anatomy)
         self._arrays = arrays
         self.photos = photos
         self.environments = environments or []
@@ -223,16 +225,18 @@ class Studio:
         direction = rng.uniform(0, 2 * np.pi)
         away = rng.uniform(0.07, 0.2)
         depth = rng.normal(0.02, 0.05)
-        middle = keypoints.mean(0) + np.array([away * np.cos(direction), away * np.sin(direction), depth])
+        step = np.array([np.cos(direction), np.sin(direction), 0.0])
+        middle = keypoints.mean(0) + away * step + np.array([0.0, 0.0, depth])
         flip = np.array([-1, 1, 1], np.float32)
-        vertices = other.vertices * flip
+        vertices, seen = other.vertices * flip, other.keypoints * flip
         shift = (middle - vertices.mean(0)).astype(np.float32)
-        vertices = vertices + shift
+        while self._spheres.collision(keypoints, seen + shift) > MAX_PENETRATION_M:
+            shift = (shift + 0.01 * step).astype(np.float32)
+        vertices, seen = vertices + shift, seen + shift
         if vertices[:, 2].min() < 0.1:
             return [], NO_HAND
         orientation = np.diag([-1.0, 1.0, 1.0]) @ other.orientation
-        meshes = self.hand_with_arm(vertices, orientation, MATERIAL_FOREARM, rng, mirrored=True)
-        return meshes, other.keypoints * flip + shift
+        return self.hand_with_arm(vertices, orientation, MATERIAL_FOREARM, rng, mirrored=True), seen
 
 
 def _from_the_back(loop: Array, arrays: HandModelArrays, anatomy: HandAnatomy) -> Array:
