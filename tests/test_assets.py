@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ def write_fake_mano(target: Path, protocol: int) -> None:
     subprocess.run([sys.executable, "-c", FAKE_CHUMPY, str(HAND_MODEL), str(target), str(protocol)], check=True)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_mano_pickle_is_read_without_chumpy(model: HandModelArrays, tmp_path: Path, protocol: int) -> None:
     assert "chumpy" not in sys.modules
     path = tmp_path / "MANO_RIGHT.pkl"
@@ -338,6 +339,55 @@ def test_handwritten_pickles_are_refused(tmp_path: Path, attack: bytes) -> None:
     path = tmp_path / "MANO_RIGHT.pkl"
     path.write_bytes(attack)
     with pytest.raises(ValueError, match="MANO pickle"):
+        read_mano_pickle(path)
+
+
+class EvilState(Evil):
+    """Pickles to a call, and to a state of what comes of it."""
+
+    def __init__(self, state: Any, function: Any, *arguments: Any) -> None:
+        super().__init__(function, *arguments)
+        self.state = state
+
+    def __reduce__(self) -> Any:
+        return *self.call, self.state
+
+
+def test_pickled_dtypes_cannot_point_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A dtype of eight bytes that are a pointer to an object, while its flags say that there is none.
+    pointer = EvilState((3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0), np.dtype, "V8", False, True)
+    shape = Evil(np.ndarray, (2,), pointer, b"A" * 16)
+
+    class csc_matrix:  # noqa: N801 (scipy's)
+        def __reduce__(self) -> Any:
+            rest = {"data": np.ones(1), "indices": np.zeros(1, int), "indptr": np.array([0, 1])}
+            return csc_matrix, (), {"_shape": shape, **rest}
+
+    csc_matrix.__module__, csc_matrix.__qualname__ = "scipy.sparse.csc", "csc_matrix"
+    module = types.ModuleType("scipy.sparse.csc")
+    module.csc_matrix = csc_matrix  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "scipy.sparse.csc", module)
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps({"J_regressor": csc_matrix()}, protocol=2))
+    code = f"from handmesh.mano_pickle import read_mano_pickle\nread_mano_pickle({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1  # an error of Python's, no crash
+    assert "cannot be read as a MANO pickle" in done.stderr
+
+
+def test_pickles_change_nothing_here(tmp_path: Path) -> None:
+    path = tmp_path / "MANO_RIGHT.pkl"
+    # The function by which arrays are made, with other defaults: GLOBAL, then BUILD with a state for slots.
+    path.write_bytes(b"cnumpy.core.multiarray\n_reconstruct\n(N(dS'__defaults__'\n(I1\nI2\nI3\ntstb.")
+    with pytest.raises(ValueError, match="a function has no state"):
+        read_mano_pickle(path)
+
+
+def test_array_within_itself_is_a_value_error(tmp_path: Path) -> None:
+    path = tmp_path / "MANO_RIGHT.pkl"
+    itself = b"cchumpy.ch\nCh\n)\x81q\x01}X\x01\x00\x00\x00xh\x01sb"  # made, remembered, then its own "x"
+    path.write_bytes(b"\x80\x02}X\x0a\x00\x00\x00v_template" + itself + b"s.")
+    with pytest.raises(ValueError, match="v_template"):
         read_mano_pickle(path)
 
 
