@@ -106,6 +106,8 @@ def load_hand_model(path: str | os.PathLike[str] | None = None) -> HandModelArra
     if not path.is_file():
         note = f" {_LICENCE_MESSAGE}" if path != HAND_MODEL else " Reinstall handmesh or run data/build_hand_model.py."
         raise FileNotFoundError(f"no hand model at {path}.{note}")
+    if "MANO_LEFT" in path.name.upper():
+        raise ValueError(f"{path.name} is the left hand; left hands are mirrored into MANO_RIGHT, give that file")
     if path.suffix == ".npz":
         raw: Mapping[str, Any] = read_npz(path)
     elif path.suffix == ".pkl":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +16,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Its suffix is in small letters, as numpy adds one of its own to what ends in .NPZ.
     Missing folders are made. Whatever stood at `path` stays untouched until then, and for good if the block raises.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a symbolic link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix.lower())
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
     try:
         yield temporary
-        temporary.chmod(0o644)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
         os.replace(temporary, path)

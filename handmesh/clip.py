@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -47,8 +48,20 @@ class Clip:
     times_s: list[float] = field(default_factory=list)
     frames: list[list[HandMesh]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0.0):
+            raise ValueError(f"fps must be a positive number but is {self.fps}")
+
     def add(self, time_s: float, hands: Sequence[HandMesh]) -> None:
-        """Append a frame. Meshes are dropped (the parameters give them back), so that long clips fit into memory."""
+        """Append a frame. Meshes are dropped (the parameters give them back), so that long clips fit into memory.
+
+        Raises ``ValueError`` for a time that is not after the last frame's, and for two hands of one number.
+        """
+        if not math.isfinite(time_s) or (self.times_s and time_s <= self.times_s[-1]):
+            raise ValueError(f"a clip's times must be finite and increase: {time_s} s came after {self.times_s[-1:]}")
+        numbers = [hand.track_id for hand in hands if hand.track_id is not None]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"two hands of one frame cannot have one track_id: they have {numbers}")
         nothing, none = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
         self.times_s.append(float(time_s))
         self.frames.append([replace(hand, vertices=nothing, faces=none) for hand in hands])

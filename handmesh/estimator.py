@@ -153,6 +153,7 @@ class HandMeshEstimator:
             )
         estimator = cls(network, poses, model.faces, detector=finder, presence_threshold=presence_threshold)
         estimator.hand_model = model
+        estimator.vertex_count = len(model.v_template)
         estimator.warm_up()
         return estimator
 

@@ -220,7 +220,14 @@ def _focal_and_centre(root: Any) -> tuple[float, ...]:
         raise ValueError(
             f"it has no 3 x 3 camera matrix under {', '.join(MATRIX_KEYS)}, nor fx, fy, cx and cy; it has {_keys(root)}"
         )
-    return tuple(matrix[[0, 4, 2, 5] if matrix.size == 9 else slice(4)].tolist())  # Kalibr has these four
+    if matrix.size == 4:  # Kalibr's
+        return tuple(matrix.tolist())
+    K = matrix.reshape(3, 3)
+    if K[2, :2].all() and not K[:2, 2].any():  # column by column, as Open3D writes it
+        K = K.T
+    if not np.allclose(K[[0, 1, 2, 2, 2], [1, 0, 0, 1, 2]], (0, 0, 0, 0, 1), atol=1e-6 * K[0, 0]):
+        raise ValueError(f"its camera matrix is no [fx 0 cx; 0 fy cy; 0 0 1] but {K.tolist()}")
+    return K[0, 0], K[1, 1], K[0, 2], K[1, 2]
 
 
 def _size(root: Any) -> tuple[int, int]:

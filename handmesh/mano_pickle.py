@@ -37,11 +37,9 @@ class _Record:
 def read_mano_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a MANO pickle under its own key names; entries that are no arrays (such as its style) are left out.
 
-    Raises ValueError if the file is no such pickle or asks for anything but arrays, and for the left-hand model.
+    Raises ValueError if the file is no such pickle or asks for anything but arrays.
     """
     path = Path(path)
-    if "LEFT" in path.name.upper():
-        raise ValueError(f"{path.name} is the left hand; left hands are mirrored into MANO_RIGHT.pkl, give that file")
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
@@ -135,7 +133,7 @@ class _DType:
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str):
             raise pickle.UnpicklingError("only arrays of plain numbers are read")
-        self.code, self.order = code, "="
+        self.code, self.order = code, "="  # native
 
     def __setstate__(self, state: Any) -> None:
         if any(state[2:5]):
@@ -143,7 +141,8 @@ class _DType:
         self.order = state[1]
 
     def numbers(self) -> np.dtype:
-        dtype = np.dtype(self.code).newbyteorder(self.order if self.order in "<>" else "=")
+        order: Any = self.order if self.order in "<>" else "="
+        dtype = np.dtype(self.code).newbyteorder(order)
         if dtype.kind not in "fiub":
             raise pickle.UnpicklingError(f"only arrays of plain numbers are read, not of {dtype}")
         return dtype

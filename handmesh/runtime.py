@@ -108,6 +108,7 @@ def load_graph(
         raise ValueError(f"threads must be at least 1, or None for the processor's cores, not {threads}")
     if isinstance(name_or_path, Path) and not name_or_path.is_file():
         raise FileNotFoundError(f"no network file at {name_or_path}: check the path, or use a name such as 'fast'")
+    device = device.lower()
     path = weights_path(_twin(name_or_path, runtime, precision, device))
     threads = threads or default_threads()
     if runtime == "onnxruntime":
@@ -181,7 +182,7 @@ def _open_onnxruntime(path: Path, threads: int, device: str) -> Opened:
     except Exception as error:  # onnxruntime's own errors share no narrower class
         if device != "cpu":
             raise ValueError(f"onnxruntime cannot run {path} on the device {device!r}: {error}") from error
-        raise _unreadable(path) from error
+        raise _unreadable(path, error) from error
     if provider not in session.get_providers():  # it has only warned, and would compute on the processor
         raise ValueError(
             f"onnxruntime could not start its {provider} for device {device!r}: are the device's driver and libraries "
@@ -207,17 +208,23 @@ def _open_openvino(path: Path, threads: int, precision: Precision, device: str) 
     kinds = {name.split(".")[0] for name in core.available_devices}
     if device.upper() not in kinds:
         raise ValueError(f"OpenVINO sees no device {device!r} here, only {', '.join(sorted(kinds)).lower()}")
+    if precision == "bf16" and device != "cpu":
+        raise ValueError(f"precision 'bf16' is for device 'cpu', not {device!r}: leave it out")
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if device == "cpu":
-        # OpenVINO computes in bfloat16 by itself where the processor can, so the precision is always said; what a
-        # quantised graph leaves in float stays single.
+    if device in ("cpu", "gpu"):
+        # By itself OpenVINO computes in half precision where it can, so the precision is always said; what a quantised
+        # graph leaves in float stays single.
         settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    if device == "cpu":
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(path)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    try:
         compiled = core.compile_model(model, device.upper(), settings)
     except RuntimeError as error:
-        raise _unreadable(path) from error
+        raise ValueError(f"OpenVINO cannot run {path} on the device {device!r}: {error}") from error
     # OpenVINO may know one output by several names, of which only one is the file's.
     names = [(name, i) for i, output in enumerate(compiled.outputs) for name in output.get_names()]
     request = compiled.create_infer_request()
@@ -267,9 +274,9 @@ def _parse_description(path: Path, described: str | None) -> dict[str, Any]:
     return metadata
 
 
-def _unreadable(path: Path) -> ValueError:
+def _unreadable(path: Path, error: Exception) -> ValueError:
     content = path.read_bytes()
     return ValueError(
-        f"{path} cannot be read as a network: it is damaged, truncated or no ONNX file "
-        f"({len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}); fetch or export it again"
+        f"{path} cannot be read as a network: it is damaged, truncated, no ONNX file or one for a newer runtime "
+        f"({len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}); fetch or export it again ({error})"
     )

@@ -355,3 +355,17 @@ def test_rest_hand_keypoints_follow_the_models(clip):
             assert hand is not None
             np.testing.assert_allclose(joints[row], hand.joints, atol=MICRON)
     assert KEYPOINT_PARENTS[1] == 0
+
+
+def test_clips_refuse_what_no_file_could_hold(clip):
+    for fps in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="fps must be a positive number"):
+            Clip(fps)
+    new = Clip(FPS)
+    new.add(0.1, clip.frames[0])
+    for time_s in (0.1, 0.0, float("nan")):
+        with pytest.raises(ValueError, match="must be finite and increase"):
+            new.add(time_s, [])
+    with pytest.raises(ValueError, match="one track_id"):
+        new.add(0.2, [clip.frames[0][0]] * 2)
+    assert new.times_s == [0.1]

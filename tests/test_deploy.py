@@ -218,3 +218,29 @@ def test_an_interrupted_export_leaves_the_weights_that_were_there(tmp_path, monk
         deploy.main(["ema.pt", "--folder", str(tmp_path), "--crops", "1"])
     assert (tmp_path / "fast.onnx").read_bytes() == b"old"
     assert (tmp_path / "weights.json").read_text() == before
+
+
+@pytest.mark.parametrize("variant", ["t8", "sa12"])
+def test_an_exported_network_is_read_back_weight_for_weight(tmp_path, variant):
+    folded = fold(seasoned(variant))
+    export_hand_network(folded, tmp_path / "net.onnx", name="net", float16=False)
+    found, wanted = load_torch_network(tmp_path / "net.onnx").state_dict(), folded.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_broken_network_is_not_published(tmp_path, monkeypatch):
+    (tmp_path / "fast.onnx").write_bytes(b"old")
+    register_weights(tmp_path, "fast", tmp_path / "fast.onnx", {"kind": "hand"})
+    before = (tmp_path / "weights.json").read_text()
+    monkeypatch.setattr(deploy, "load_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "export_hand_network", lambda _, path, **__: path.write_bytes(b"new"))
+    monkeypatch.setattr(deploy, "export_hand_model", lambda path, _: path.write_bytes(b"new"))
+    monkeypatch.setattr(deploy, "runtime_parity_mm", lambda *_: 0.0)
+    for broken in (float("nan"), 5.0):
+        monkeypatch.setattr(deploy, "parity_mm", lambda *_, value=broken: value)
+        with pytest.raises(ValueError, match="nothing was published"):
+            deploy.main(["ema.pt", "--folder", str(tmp_path), "--crops", "1"])
+    assert (tmp_path / "fast.onnx").read_bytes() == b"old"
+    assert (tmp_path / "weights.json").read_text() == before

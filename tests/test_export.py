@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 
 import jsonschema
@@ -144,3 +145,19 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         export_hand(HANDS[0], path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither")
+def test_files_get_the_rights_that_the_user_gives_and_links_stay_links(tmp_path):
+    before = os.umask(0o077)
+    try:
+        export_hand(HANDS[0], tmp_path / "private.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "private.json")
+    export_hand(HANDS[1], link)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "private.json").read_text())["hands"][0]["side"] == "left"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -166,7 +166,9 @@ def test_the_command_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     (tmp_path / "x.json").write_text("[[1, 2]]")
+    np.savez(tmp_path / "side.npz", joints=np.zeros((1, 21, 3)), side="both")
     for name, message in (
+        ("side.npz", 'a side must be "left" or "right", not both'),
         ("x.npz", "has neither parameters"),
         ("half.npz", "has neither parameters"),
         ("cut.npz", "not a readable .npz"),
@@ -190,3 +192,9 @@ def test_published_mano_parameters_are_not_taken_for_the_open_hands(
     (tmp_path / "training_synthesis.json").write_text("{}")
     assert handmesh(convert) == 1
     assert "its first row is None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sides", [["Left", "RIGHT"], np.array(["left", "right"])])
+def test_sides_are_known_in_capitals(tmp_path: Path, sides) -> None:
+    np.savez(tmp_path / "hands.npz", joints=np.zeros((2, 21, 3)), side=sides)
+    assert read_hands(tmp_path / "hands.npz", load_hand_model()).left.tolist() == [True, False]

@@ -238,3 +238,15 @@ def test_a_camera_on_the_command_line(tmp_path):
     for width in ("640.7", "inf", "nan"):
         with pytest.raises(ValueError, match=r"Camera\.width"):
             parse_camera(f"612.5,608,323,236,{width},480")
+
+
+def test_a_matrix_that_is_written_by_columns_is_turned_and_a_strange_one_refused(tmp_path):
+    path = tmp_path / "camera.json"
+    by_columns = [612.5, 0, 0, 0, 608.25, 0, 323.5, 236.25, 1]  # as Open3D writes it
+    path.write_text(json.dumps({"width": 640, "height": 480, "intrinsic_matrix": by_columns}))
+    assert load_camera(path) == Camera(612.5, 608.25, 323.5, 236.25, 640, 480)
+    skewed = [612.5, 5, 323.5, 0, 608.25, 236.25, 0, 0, 1]
+    for matrix in (skewed, [0.5 * x for x in by_columns], [600, 0, 320, 0, 600, 240, 0, 0, 0]):
+        path.write_text(json.dumps({"width": 640, "height": 480, "K": matrix}))
+        with pytest.raises(ValueError, match="camera matrix is no"):
+            load_camera(path)

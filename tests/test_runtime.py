@@ -7,6 +7,7 @@ import json
 
 import graphs
 import numpy as np
+import onnx
 import pytest
 
 from handmesh.runtime import MAX_THREADS, _container_quota, default_threads, load_graph
@@ -200,3 +201,19 @@ def test_torch_runtime_answers_like_the_network_itself(stub_folder, tmp_path):
         np.testing.assert_allclose(answer[name], values.numpy(), atol=RUNTIME_TOLERANCE)
     with pytest.raises(ValueError, match=r"hand\.onnx"):
         load_graph(stub_folder / "hand.onnx", "hand", runtime="torch")
+
+
+def test_devices_are_known_in_capitals_and_compute_in_the_same_precision(stub_folder, crops):
+    plain = load_graph(stub_folder / "hand.onnx", "hand", runtime="openvino", precision="f32")(crop=crops)
+    capitals = load_graph(stub_folder / "hand.onnx", "hand", runtime="openvino", precision="f32", device="CPU")
+    for name, values in capitals(crop=crops).items():
+        np.testing.assert_array_equal(values, plain[name])
+    load_graph(stub_folder / "hand.onnx", "hand", device="CPU")
+
+
+def test_a_file_for_a_newer_runtime_says_so(stub_folder, tmp_path):
+    model = onnx.load(stub_folder / "hand.onnx")
+    model.opset_import[0].version = 99
+    onnx.save(model, tmp_path / "newer.onnx")
+    with pytest.raises(ValueError, match=r"newer runtime.*\b99\b"):
+        load_graph(tmp_path / "newer.onnx", "hand")

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from mano_imitation import write_mano_pickle
 from test_deploy import FOLD_TOLERANCE_MM, seasoned
 
+from handmesh.assets import load_hand_model
 from handmesh.model.deploy import fold, parity_mm
+from handmesh.model.regressor import HandRegressor, NetworkConfig
 from handmesh.model.unfold import unfold
 
 
@@ -43,3 +46,11 @@ def test_attention_and_missing_crops_are_refused(batches):
         unfold(fold(seasoned("sa12")), batches)
     with pytest.raises(ValueError, match="no crops"):
         unfold(fold(seasoned("t8")), [])
+
+
+def test_an_unfolded_network_poses_the_hand_model_that_it_was_trained_on(batches, tmp_path):
+    hand_model = load_hand_model(write_mano_pickle(tmp_path / "MANO_RIGHT.pkl"))
+    folded = fold(HandRegressor(NetworkConfig(input_size=64), hand_model))
+    network = unfold(folded, batches).eval()
+    assert network(batches[0]).vertices.shape == (4, 778, 3)
+    assert parity_mm(folded, network, batches[0]) < FOLD_TOLERANCE_MM

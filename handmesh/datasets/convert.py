@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.assets import HandModelArrays, load_hand_model, read_npz
-from handmesh.atomic import written_whole
+from handmesh.assets import HandModelArrays, load_hand_model, read_npz, save_npz
 from handmesh.datasets.freihand import mano_parameters
 from handmesh.datasets.freihand_files import read_json, stacked
 from handmesh.records import mirror_rotations
@@ -54,7 +53,7 @@ def read_hands(path: Path, source: HandModelArrays) -> GivenHands:
             return _posed(*mano_parameters(stacked(rows, (1, 61), str(path))[:, 0], source), None, source)
         raise ValueError(f"{path} must be FreiHAND's xyz, (N, 21, 3), or mano, (N, 1, 61); its first row is {first}")
     arrays = read_npz(path)
-    left = np.atleast_1d(arrays["side"] == "left") if "side" in arrays else None
+    left = _left(arrays["side"], path) if "side" in arrays else None
     if "betas" in arrays and ("rotations" in arrays or {"global_orient", "hand_pose"} <= arrays.keys()):
         betas = np.atleast_2d(arrays["betas"]).astype(np.float64)
         return _posed(_rotations(arrays), betas, left, source, arrays.get("translation"))
@@ -67,6 +66,15 @@ def read_hands(path: Path, source: HandModelArrays) -> GivenHands:
     if vertices is not None:
         vertices = np.where(left[:, None, None], vertices * _MIRROR, vertices)
     return GivenHands(keypoints, vertices, left)
+
+
+def _left(sides: NDArray[Any], path: Path) -> NDArray[np.bool_]:
+    """(N,) which of the hands are left ones."""
+    words = np.array([str(side).lower() for side in np.atleast_1d(sides)])
+    strange = sorted(set(words) - {"left", "right"})
+    if strange:
+        raise ValueError(f'{path}: a side must be "left" or "right", not {", ".join(strange)}')
+    return words == "left"
 
 
 def _check_rendered(path: Path) -> None:
@@ -174,8 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         surface = None if options.joints_only else hands.vertices
         with tqdm(total=len(hands.keypoints), unit="hand", mininterval=1.0) as bar:
             fit = fit_hands(target, hands.keypoints, surface, progress=bar.update)
-        with written_whole(options.output) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **to_arrays(fit, hands.left, vertices=options.vertices))
+        save_npz(options.output, to_arrays(fit, hands.left, vertices=options.vertices))
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -163,7 +163,7 @@ def predict(
         if not part.is_file():
             found = hands(range(start, min(start + batch, count)))
             with written_whole(part) as temporary:
-                np.savez(temporary, allow_pickle=False, **vars(found))
+                np.savez(temporary, **vars(found))
         with np.load(part) as arrays:
             joints, vertices = (np.round(arrays[name], _DIGITS) for name in ("joints", "vertices"))
             stored.append(Frames(joints, vertices, without_detection=int(arrays["without_detection"])))

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 HAND_OUTPUTS = ("rotations", "betas", "camera", "vertices", "joints", "joints_2d", "presence", "right")
 RESERVED_NAMES = ("detector", "hand_model")  # of the other graphs that an estimator opens
+TRANSPOSED = ".transposed"  # follows the name of a weight that a graph holds so
+MAX_CHANGE_MM = 1.0  # by folding or by the runtime; what is more is a mistake
 _OPSET = 20  # the first with GELU as one operator
 
 
@@ -212,6 +215,7 @@ def export_graph(
         )
     assert program is not None
     model = program.model_proto
+    _name_transposed(model, module)
     for change in PASSES:
         change(model)
     if float16:
@@ -221,6 +225,22 @@ def export_graph(
     onnx.checker.check_model(model)
     with written_whole(path) as temporary:
         onnx.save(model, str(temporary))
+
+
+def _name_transposed(model: onnx.ModelProto, module: nn.Module) -> None:
+    """Name the weights that the exporter has transposed, and named anew, by what they are."""
+    own = {name: value for name, value in module.state_dict().items() if value.ndim == 2}
+    names: dict[str, str] = {}
+    for initializer in model.graph.initializer:
+        if len(initializer.dims) == 2 and initializer.name not in own:
+            array = torch.tensor(numpy_helper.to_array(initializer))
+            for name, value in own.items():
+                if value.T.shape == array.shape and torch.equal(value.T, array.to(value.dtype)):
+                    names[initializer.name] = initializer.name = name + TRANSPOSED
+                    break
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
 
 
 def runtime_parity_mm(network: HandRegressor, path: Path, crops: torch.Tensor) -> float:
@@ -300,7 +320,9 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
     state = {}
     for key, value in network.state_dict().items():
         found = stored.get(key)
-        if found is None:  # the exporter has transposed this weight and named it anew
+        if found is None and key + TRANSPOSED in stored:
+            found = stored[key + TRANSPOSED].T
+        elif found is None:  # exported before these were named: only one can be of this shape
             candidates = [a for name, a in stored.items() if name.startswith("val_") and a.shape == value.shape[::-1]]
             if len(candidates) != 1:
                 raise ValueError(f"{path} lacks the weight {key}: export the network again")
@@ -349,7 +371,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last checkpoint's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the exporter itself is talkative
+    logging.getLogger("handmesh").setLevel(logging.INFO)
     if args.name in RESERVED_NAMES:
         parser.error(f"--name {args.name} is what another graph is looked for by: choose another")
     if args.hand_model is not None and args.folder.resolve() == ASSETS.resolve():
@@ -373,6 +396,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "float16_mm": parity_mm(folded, rounded, crops),
             "onnxruntime_mm": runtime_parity_mm(rounded, hand_file, crops),
         }
+        if not all(math.isfinite(change) for change in report.values()) or (
+            max(report["fold_mm"], report["onnxruntime_mm"]) > MAX_CHANGE_MM
+        ):
+            raise ValueError(f"nothing was published: the network is broken, or changes as it is exported ({report})")
         seen = args.samples or read_checkpoint(args.checkpoints[-1]).get("seen")
         built = network.config
         facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}

@@ -30,7 +30,7 @@ def unfold(folded: HandRegressor, batches: Iterable[Tensor]) -> HandRegressor:
     """The training form of a folded network, in training mode; it takes parameters over, so use one of the two.
 
     Args:
-        folded: what `deploy.fold` or `deploy.load_torch_network` gives; posed by the embedded hand model.
+        folded: what `deploy.fold` or `deploy.load_torch_network` gives.
         batches: crops (N, S, S, 3) uint8 like those of training; the batch norms' statistics are taken from them.
     Raises:
         ValueError: the network has attention blocks, whose fold is not undone here, or `batches` is empty.
@@ -38,6 +38,7 @@ def unfold(folded: HandRegressor, batches: Iterable[Tensor]) -> HandRegressor:
     if any(isinstance(module, fastvit.AttentionBlock) for module in folded.modules()):
         raise ValueError(f"cannot unfold FastViT-{folded.config.variant}: it has attention; start from its checkpoint")
     network = HandRegressor(folded.config)
+    network.hand_model = folded.hand_model
     biases: dict[nn.BatchNorm2d, Tensor] = {}
     _unfold_into(network, folded, biases)
     return _calibrate(network, biases, batches).train()

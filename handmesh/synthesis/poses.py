@@ -155,8 +155,8 @@ class SphereModel:
 
     def collision(self, keypoints: Array, others: Array) -> float:
         """How deep one hand's spheres reach into another's, m, 0 if they do not; keypoints (21, 3) m each."""
-        both = torch.from_numpy(np.stack([keypoints, others]).astype(np.float32))
-        apart = torch.cdist(*self._centres(both))
+        mine, theirs = self._centres(torch.from_numpy(np.stack([keypoints, others]).astype(np.float32)))
+        apart = torch.cdist(mine, theirs)
         return float((self.radii[:, None] + self.radii - apart).amax().clamp_min(0.0))
 
     def _centres(self, keypoints: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ def write_json(path: Path, value: object) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an .npz whole or not at all."""
     with written_whole(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
+        np.savez(temporary, **arrays)
 
 
 def write_tables(root: Path, split: str, shards: Sequence[Path], write_vertices: bool) -> None:

@@ -105,6 +105,7 @@ class Trainer:
         last = folder / "last.pt"
         stored = read_checkpoint(last) if last.is_file() else None
         pretrained = config.pretrained and stored is None and not initial
+        self._hand_model = hand_model
         self.network = network or HandRegressor(config.network, hand_model, pretrained=pretrained)
         for path in initial if stored is None else ():
             self._start_from(path)
@@ -157,11 +158,10 @@ class Trainer:
             load_initial(self.network, path)
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
-        network = unfold(load_torch_network(path), crops)
+        network = unfold(load_torch_network(path, self._hand_model), crops)
         wanted = self.config.network  # weights may go on with another activation
         if replace(network.config, variant=wanted.variant, activation=wanted.activation) != wanted:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
-        network.hand_model = self.network.hand_model
         _load_or_grow(self.network, network.state_dict(), grow=network.config.variant != wanted.variant)
 
     @property
