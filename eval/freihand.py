@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from handmesh.assets import load_hand_model
+from handmesh.assets import HAND_MODEL, load_hand_model
 from handmesh.datasets.freihand_files import FreiHandSplit, table_path
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.freihand_predict import (
@@ -87,6 +87,8 @@ def _predict(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch must be at least 1, got {options.batch}")
     files = FreiHandSplit.open(options.root, "evaluation")
     hands, run = _method(options, files)
+    model = HAND_MODEL if options.hand_model is None else options.hand_model
+    run |= {"hand_model": model.name, "hand_model_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     kept_for = {**run, "root": str(options.root.resolve())}
     before = time.perf_counter()
     watch = partial(tqdm, desc="predicting", unit="batch", mininterval=1.0)
@@ -96,7 +98,9 @@ def _predict(options: argparse.Namespace) -> None:
     if run.get("boxes") == "detector":
         run["without_detection"] = frames.without_detection
     if not table_path(options.root, "evaluation", "verts").is_file():
-        print(f"{options.root} has no labels: score {options.out} where they are")
+        print(f"{options.root} has no labels of joints and vertices: score {options.out} where they are")
+        if options.result:
+            write_result(options.result, {**run, "data": options.root.name}, digits=9)
         return
     scores = score(frames, read_truth(options.root), partial(tqdm, desc="scoring", unit="frame", mininterval=1.0))
     _report(run["method"], scores)

@@ -275,6 +275,8 @@ def _parse_description(path: Path, described: str | None) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
+    if path.suffix == ".pt":
+        return ValueError(f"{path} is a checkpoint: open it with runtime 'torch', or `handmesh export` it first")
     content = path.read_bytes()
     return ValueError(
         f"{path} cannot be read as a network: it is damaged, truncated, no ONNX file or one for a newer runtime "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ from handmesh.assets import HandModelArrays
 from handmesh.datasets.freihand_files import FreiHandSplit, Split, read_table
 from handmesh.datasets.sample import HandSample
 from handmesh.skeleton import MANO_VERTEX_COUNT
+
+PALM_RANGE_M = 0.03, 0.2
+"""From wrist to middle knuckle, of a set's hands; what lies beyond is not in metres."""
+
+_log = logging.getLogger(__name__)
 
 
 class FreiHandDataset:
@@ -35,6 +41,7 @@ class FreiHandDataset:
         broken = ~np.isfinite(self.joints).all((1, 2))
         if broken.any():
             raise ValueError(f"{self.root}/{split}: annotations {np.flatnonzero(broken)[:10].tolist()} are not finite")
+        _check_metres(self.joints, f"{self.root}/{split}")
         self.rotations: NDArray[np.float64] | None = None
         self.betas: NDArray[np.float64] | None = None
         self.meta: dict[str, np.ndarray] = {}
@@ -52,6 +59,8 @@ class FreiHandDataset:
                     f"{len(mano.v_template)} vertices: give MANO_RIGHT.pkl, or none to train on keypoints alone"
                 )
             self.rotations, self.betas = mano_parameters(self.files.mano, mano)
+        if mano is not None and self.rotations is None:
+            _log.warning("%s/%s has no parameters of the hand model given: its keypoints alone are learnt", root, split)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,6 +82,15 @@ class FreiHandDataset:
             alpha=self.files.layer("alpha", row),
             alone="second" in self.meta and bool(np.isnan(self.meta["second"][row]).all()),
         )
+
+
+def _check_metres(joints: NDArray[np.float64], where: str) -> None:
+    """ValueError for joints (N, 21, 3) in other axes or units than ours."""
+    if (joints[..., 2] <= 0.0).any():
+        raise ValueError(f"{where}: hands lie behind the camera: x right, y down and z forward are wanted")
+    palm = float(np.median(np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1)))
+    if not PALM_RANGE_M[0] < palm < PALM_RANGE_M[1]:
+        raise ValueError(f"{where}: hands have {palm:.3g} from wrist to middle knuckle: metres are wanted")
 
 
 def mano_parameters(

@@ -47,11 +47,15 @@ def _commit() -> str | None:
 
 
 def git(*arguments: str) -> str:
-    """What git says in the folder of this code; nothing where there is no git, or no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    """What git says of this code's repository; nothing where there is no git, or where a repository lacks this code.
+
+    A package that is installed may lie within a user's own repository, which is none of our business.
+    """
+    here = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
+        subprocess.run([*here, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
+        return subprocess.run([*here, *arguments], capture_output=True, text=True, check=False).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return ""
 
 

@@ -149,6 +149,9 @@ def _existing(directory: Path | str) -> Path:
 
 
 def _prepare(job: Job) -> None:
+    path = job.root / f"{job.split}_synthesis.json"
+    if not path.exists() and (any(job.root.glob(f"{job.split}_*.json")) or any((job.folder / "rgb").glob("*.jpg"))):
+        raise ValueError(f"{job.root} holds a {job.split} split that was not rendered here: choose another root")
     for name in ("rgb", "mask", "alpha", "shards", "skins"):
         (job.folder / name).mkdir(parents=True, exist_ok=True)
     record = {
@@ -163,7 +166,6 @@ def _prepare(job: Job) -> None:
         record["unseen_shapes"] = True
     if job.second_hand != SECOND_HAND:
         record["second_hand"] = job.second_hand
-    path = job.root / f"{job.split}_synthesis.json"
     if path.exists() and json.loads(path.read_text()) != record:
         raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
     write_json(path, record)

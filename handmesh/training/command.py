@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="fast")
     add("--out", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before")
     data = parser.add_argument_group("data")
-    data.add_argument("--freihand", type=Path, help="the FreiHAND archive, or another in its layout")
+    data.add_argument("--freihand", type=Path, help="the FreiHAND archive, or another in its layout, of right hands")
     data.add_argument("--synthetic", type=Path, help="a set that `handmesh data synthesize` rendered")
     data.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
     data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders whose photos were stretched")
@@ -133,15 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("--head", choices=HEADS, help="global: the FastViT paper's; tokens: ours")
     change.add_argument("--activation", choices=ACTIVATIONS, help="of the backbone; gelu: the FastViT paper's")
     change.add_argument("--size", type=int, help="crop size in px")
-    change.add_argument("--samples", type=int, help="length of the run")
-    change.add_argument("--epochs", type=float, help="length in passes over the first of the data sets given")
+    length = change.add_mutually_exclusive_group()
+    length.add_argument("--samples", type=int, help="length of the run")
+    length.add_argument("--epochs", type=float, help="length in passes over the first of the data sets given")
     change.add_argument("--batch-size", type=int, help="per process")
     change.add_argument("--learning-rate", type=float)
     change.add_argument("--decay", type=float, help="last share of the run, over which the rate falls to zero")
     change.add_argument("--seed", type=int)
     add("--minutes", type=float, default=float("inf"), help="stop, resumable, after this time")
     add("--measure-every", type=int, default=50_000, help="samples between validations")
-    add("--workers", type=int, default=0, help="loader processes per training process")
+    add("--workers", type=int, default=0, help="loader processes per training process; 0: it loads by itself")
     return parser
 
 
@@ -151,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.freihand is None and options.synthetic is None and not options.photos:
         parser.error("give --freihand, --synthetic or --photos: there is nothing to train on")
+    if options.measure_every < 1:
+        parser.error("--measure-every must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     _train(options)
 

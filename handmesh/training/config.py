@@ -38,6 +38,8 @@ class TrainConfig:
     distillation: float = 1.0  # factor of what teachers say, where there are any, beside the labels' terms
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"a batch must have at least one sample, not {self.batch_size}")
         if self.samples < self.batch_size or not 0 <= self.decay <= 1:
             raise ValueError(f"need samples >= batch_size and 0 <= decay <= 1, got {self}")
         if not 0 <= self.negative_share < 1:

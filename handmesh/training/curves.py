@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from handmesh.atomic import written_whole
@@ -19,22 +20,19 @@ def drop_rows_after(path: Path, seen: int) -> None:
 def append_row(path: Path, row: dict[str, float], *, digits: int = 6) -> None:
     """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added."""
     values = {name: f"{value:.{digits}g}" for name, value in row.items()}
-    names: list[str] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            names = list(csv.DictReader(file).fieldnames or ())
-    if names and set(row) <= set(names):
+    names, before = _read(path) if path.exists() else ([], [])
+    if names and set(row) <= set(names) and path.read_bytes().endswith(b"\n"):
         with path.open("a", newline="") as file:
             csv.DictWriter(file, names, restval="nan").writerow(values)
         return
-    before = _read(path)[1] if names else []
     _write(path, list(dict.fromkeys([*names, *row])), [*before, values])
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or ()), list(reader)
+    """Names and whole rows; the last one may lack its end after a full disk or a power cut."""
+    whole, newline, _ = path.read_bytes().decode().rpartition("\n")
+    reader = csv.DictReader(io.StringIO(whole + newline))
+    return list(reader.fieldnames or ()), list(reader)
 
 
 def _write(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,17 @@ class Trainer:
         pretrained = config.pretrained and stored is None and not initial
         self._hand_model = hand_model
         self.network = network or HandRegressor(config.network, hand_model, pretrained=pretrained)
-        for path in initial if stored is None else ():
-            self._start_from(path)
+        if stored is None:
+            for path in initial:
+                self._start_from(path)
+        elif initial and self.rank == 0:
+            _log.info("%s is there, so the run goes on from it and not from --init", last)
         for module in (self.network, *(() if teachers is None else teachers.networks)):
             module.to(self.device)
         self.ema = Ema(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
         self.recipe = {**asdict(config), "hands": [len(d) for d in datasets.datasets], "shares": list(datasets.shares)}
+        self.recipe["teachers"] = 0 if teachers is None else len(teachers.networks)
         if stored is not None:
             self._restore(stored)
         self.model: nn.Module = accelerate(self.network) if self.device.type == "cpu" else self.network
@@ -159,9 +163,11 @@ class Trainer:
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
         network = unfold(load_torch_network(path, self._hand_model), crops)
-        wanted = self.config.network  # weights may go on with another activation
-        if replace(network.config, variant=wanted.variant, activation=wanted.activation) != wanted:
+        wanted = self.config.network
+        if network.config.head != wanted.head:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
+        if network.config != wanted:
+            _log.info("%s holds %s, and goes on as %s", path, network.config, wanted)
         _load_or_grow(self.network, network.state_dict(), grow=network.config.variant != wanted.variant)
 
     @property
@@ -259,8 +265,13 @@ class Trainer:
         self.ema.state = {key: value.to(self.device) for key, value in stored["ema"].items()}
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step = stored["step"]
+        if self.step > self.steps:
+            raise ValueError(
+                f"{self.folder / 'last.pt'} has seen {self.seen} samples already, more than the {self.config.samples} "
+                "of this run: ask for more, or start in another folder"
+            )
         if self.rank == 0:
-            before = stored.get("recipe", self.recipe)
+            before = {"teachers": self.recipe["teachers"], **stored.get("recipe", self.recipe)}
             for name in (name for name, value in self.recipe.items() if before.get(name) != value):
                 _log.warning("goes on with another %s: %s instead of %s", name, self.recipe[name], before.get(name))
             for path in self.folder.glob("*.csv"):
