@@ -127,3 +127,17 @@ def test_the_stamp_is_of_this_code_wherever_one_stands_and_needs_no_git(tmp_path
     assert stamp()["commit"] == here
     monkeypatch.setenv("PATH", str(tmp_path))
     assert stamp()["commit"] is None
+
+
+def test_a_repository_that_only_surrounds_this_code_is_not_named(tmp_path, monkeypatch):
+    package = tmp_path / "venv" / "handmesh"
+    package.mkdir(parents=True)
+    (package / "report.py").touch()
+    (tmp_path / "own.txt").write_text("private")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init"], ["add", "own.txt"], [*identity, "commit", "-m", "own"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, capture_output=True)
+    (tmp_path / "own.txt").write_text("private, changed")
+    monkeypatch.setattr(report, "__file__", str(package / "report.py"))
+    assert report.git("diff", "HEAD") == ""
+    assert stamp()["commit"] is None

@@ -18,7 +18,7 @@ from handmesh.assets import load_hand_model
 from handmesh.cli import main as handmesh
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.freihand_check import Findings, check_freihand
-from handmesh.datasets.freihand_files import ANNOTATIONS, COPIES, FreiHandSplit, read_table
+from handmesh.datasets.freihand_files import ANNOTATIONS, COPIES, FreiHandSplit, read_image, read_table
 
 V2_K = [[388.9, 0.0, 112.0], [0.0, 388.7, 112.0], [0.0, 0.0, 1.0]]
 JOINTS = posed_hand(0).joints
@@ -207,6 +207,36 @@ def test_thorough_opens_every_image(few: Path) -> None:
         "evaluation/rgb/00000002.jpg has 120 x 100 pixels instead of 224 x 224",
     ]
     assert len(seen) == 24 + 6 + 3
+
+
+def test_pictures_that_are_cut_off_are_named(few: Path) -> None:
+    for name, table in (("training", 6), ("evaluation", 3)):
+        write_table(few, name, "verts", table)
+    picture = few / "training" / "rgb" / "00000009.jpg"
+    whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8))[1].tobytes()
+    for content in (whole[: len(whole) // 2], whole[: len(whole) // 2].ljust(len(whole), b"\0")):
+        picture.unlink()
+        picture.write_bytes(content)
+        assert check_freihand(few, thorough=True).problems == ["training/rgb/00000009.jpg is cut off"]
+        with pytest.raises(ValueError, match=r"00000009\.jpg is cut off"):
+            read_image(picture, cv2.IMREAD_COLOR)
+    picture.write_bytes(whole)
+    assert read_image(picture, cv2.IMREAD_COLOR).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(lambda xyz: xyz * [1, -1, -1], "behind the camera"), (lambda xyz: xyz * 1e3, "metres")]
+)
+def test_labels_in_other_axes_and_units_are_refused(few: Path, change, message: str) -> None:
+    swap(few / "training_xyz.json", lambda rows: change(np.array(rows)).tolist())
+    with pytest.raises(ValueError, match=message):
+        FreiHandDataset(few)
+
+
+def test_a_hand_model_without_parameters_is_said(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (few / "training_mano.json").unlink()
+    FreiHandDataset(few, mano=load_hand_model(write_mano_pickle(tmp_path / "MANO_RIGHT.pkl")))
+    assert "keypoints alone are learnt" in caplog.text
 
 
 def test_half_unpacked_copies_are_not_loaded(few: Path) -> None:

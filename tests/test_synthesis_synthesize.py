@@ -136,6 +136,13 @@ def test_mistakes_are_named(tmp_path):
         synthesize(tmp_path, 0, 0)
 
 
+def test_a_set_that_was_not_rendered_here_is_left_alone(tmp_path):
+    (tmp_path / "training_xyz.json").write_text("[]")
+    with pytest.raises(ValueError, match="was not rendered here"):
+        synthesize(tmp_path, 1, 0, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["training_xyz.json"]
+
+
 def test_command_line(tmp_path, capsys):
     main([str(tmp_path), "--count", "1", "--workers", "1", "--skins", "1", "--seed", "3"])
     assert len(pictures(tmp_path, "training")) == 3

@@ -10,10 +10,12 @@ from samples import HandList, posed_hand, write_freihand
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.mixture import Mixture
 from handmesh.evaluation.validation import fixed_batch
+from handmesh.model.deploy import fold
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
 from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
+from handmesh.training.distillation import Teachers
 from handmesh.training.loop import Trainer, load_initial
 from handmesh.training.processes import agree, process_group
 
@@ -88,6 +90,31 @@ def test_a_log_keeps_values_under_their_names_when_a_resumed_run_measures_more(t
     for row in ({"seen": 1, "loss": 2.0}, {"seen": 2, "teacher": 0.5, "loss": 1.0}, {"seen": 3, "loss": 0.25}):
         append_row(log, row)
     assert log.read_text().split() == ["seen,loss,teacher", "1,2,nan", "2,1,0.5", "3,0.25,nan"]
+
+
+def test_a_torn_row_of_a_log_is_dropped(tmp_path):
+    log = tmp_path / "log.csv"
+    for row in ({"seen": 1, "loss": 2.0}, {"seen": 2, "loss": 1.0}):
+        append_row(log, row)
+    for torn in ("3,0.", "3"):
+        with log.open("a") as file:
+            file.write(torn)  # a full disk, a power cut
+        append_row(log, {"seen": 4, "loss": 0.5})
+        assert log.read_text().split() == ["seen,loss", "1,2", "2,1", "4,0.5"]
+        log.write_text("seen,loss\n1,2\n2,1\n")
+
+
+def test_resume_says_what_it_does_not_do(tmp_path, caplog):
+    trainer(tmp_path).run()
+    with pytest.raises(ValueError, match="has seen 24 samples already, more than the 8 of this run"):
+        trainer(tmp_path, dataclasses.replace(TINY, samples=8))
+    caplog.set_level("INFO")
+    Trainer(TINY, tmp_path, Mixture([HANDS], [0.9]), [], {}, initial=[tmp_path / "nowhere.pt"])
+    assert "not from --init" in "\n".join(caplog.messages)
+    caplog.clear()
+    teachers = Teachers([fold(HandRegressor(TINY.network))])
+    Trainer(TINY, tmp_path, Mixture([HANDS], [0.9]), [], {}, teachers=teachers)
+    assert "another teachers: 1 instead of 0" in "\n".join(caplog.messages)
 
 
 def test_resume_refuses_another_network_and_needs_no_start(tmp_path):
