@@ -153,6 +153,55 @@ def test_measures_hold_a_hands_own_spots_against_labels_that_name_those(batch):
     assert measure(network, labelled._replace(mediapipe=torch.zeros(8)))["2d"] > 1e-3
 
 
+@torch.no_grad()
+def test_meshes_are_compared_in_their_own_sizes_and_guessed_depths_count_for_less(batch):
+    network, weights = HandRegressor(NetworkConfig(input_size=64)).eval(), LossWeights()
+    vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations, batch.betas)
+    true = network(batch.crops).head._replace(rotations=batch.rotations, betas=batch.betas)
+    everyone = batch._replace(weight_3d=torch.ones(8), joints=joints, exact_depth=torch.ones(8))
+
+    def terms_of(vertices, joints, batch=everyone):
+        return training_loss(Prediction(true, vertices, joints), batch, network.hand_model, weights)[1]
+
+    larger = terms_of(1.2 * vertices, 1.2 * joints)
+    assert max(larger["joints"].item(), larger["vertices"].item()) < 1e-5
+    deeper = joints + torch.tensor([0.0, 0.0, 0.02]) * torch.arange(21).ne(0)[:, None]
+    exact = terms_of(vertices, deeper)
+    guessed = terms_of(vertices, deeper, everyone._replace(exact_depth=torch.zeros(8)))
+    assert guessed["joints"] < 0.8 * exact["joints"]
+    assert guessed["depth"].item() == pytest.approx(weights.pseudo_depth * exact["depth"].item())
+
+
+@torch.no_grad()
+def test_who_says_what_the_crop_shows_has_the_least_loss(batch):
+    network = HandRegressor(NetworkConfig(input_size=64)).eval()
+    prediction = network(batch.crops)
+    sure = {name: 20 * (getattr(batch, name) - 0.5) for name in ("presence", "right", "mask")}
+    truth = batch._replace(mask=batch.mask.round(), weight_mask=torch.ones(8), weight_right=torch.ones(8))
+    sure["mask"] = 20 * (truth.mask - 0.5)
+    for name, logits in sure.items():
+        for sign, low, high in ((1, 0.0, 0.01), (-1, 9.0, 11.0)):
+            said = prediction._replace(head=prediction.head._replace(**{name: sign * logits}))
+            assert low <= training_loss(said, truth, network.hand_model, LossWeights())[1][name] <= high, name
+
+
+def test_mediapipes_spots_lie_where_its_labels_put_them(batch):
+    """On a flat right hand: the wrist nearer the fingers, the knuckles nearer the wrist, the tips short of the end."""
+    hand_model = HandModel(load_hand_model())
+    rest = torch.eye(3).expand(1, 16, 3, 3)
+    _, joints = wrist_relative_hand(hand_model, rest, torch.zeros(1, 10))
+    moves = 1e3 * mediapipe_spots(joints)[0] * 95.0 / (1e3 * hand_size(joints)[0, 0])
+    along = torch.nn.functional.normalize(joints[0, 9] - joints[0, 0], dim=0)
+    to_index = torch.nn.functional.normalize(joints[0, 5] - joints[0, 17], dim=0)
+    assert moves[0] @ along > 0.010
+    assert max((moves[knuckle] @ along).item() for knuckle in (5, 9, 13, 17)) < -0.004
+    for tip in (8, 12, 16, 20):
+        end = torch.nn.functional.normalize(joints[0, tip] - joints[0, tip - 1], dim=0)
+        assert moves[tip] @ end < -0.005
+    assert moves[0] @ to_index > 0.001
+    assert moves[5] @ to_index < -0.002
+
+
 def test_an_unknown_shape_is_drawn_towards_the_mean(batch):
     network = HandRegressor(NetworkConfig(input_size=64)).eval()
     blind = batch._replace(weight_parameters=torch.zeros(8), betas=torch.zeros(8, 10))

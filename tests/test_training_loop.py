@@ -16,7 +16,7 @@ from handmesh.training.command import main
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers
-from handmesh.training.loop import Trainer, load_initial
+from handmesh.training.loop import Ema, Trainer, load_initial
 from handmesh.training.processes import agree, process_group
 
 TINY = TrainConfig(
@@ -90,6 +90,42 @@ def test_a_log_keeps_values_under_their_names_when_a_resumed_run_measures_more(t
     for row in ({"seen": 1, "loss": 2.0}, {"seen": 2, "teacher": 0.5, "loss": 1.0}, {"seen": 3, "loss": 0.25}):
         append_row(log, row)
     assert log.read_text().split() == ["seen,loss,teacher", "1,2,nan", "2,1,0.5", "3,0.25,nan"]
+
+
+def test_the_average_follows_at_once_at_first_and_slowly_later():
+    network = HandRegressor(TINY.network)
+    ema, name = Ema(network, 0.99), "backbone.stem.0.conv_kxk.0.conv.weight"
+    network.load_state_dict({key: torch.zeros_like(value) for key, value in network.state_dict().items()})
+    ema.state[name].fill_(1.0)
+    ema.update(network, 0)
+    assert ema.state[name].mean().item() == pytest.approx(0.1)
+    ema.state[name].fill_(1.0)
+    ema.update(network, 100_000)
+    assert ema.state[name].mean().item() == pytest.approx(0.99)
+
+
+def test_a_step_has_the_rate_of_its_time_and_a_limited_gradient(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, clip_norm=1e-3)
+    run, rates = trainer(tmp_path, config), []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        norm = torch.stack([p.grad.norm() for p in run.network.parameters() if p.grad is not None]).norm()
+        assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run.run()
+    assert rates == pytest.approx([config.rate_at(4 * number) for number in range(6)])
+    assert len(set(rates)) > 2
+
+
+def test_only_kernels_decay(tmp_path):
+    decayed, plain = trainer(tmp_path).optimizer.param_groups
+    assert decayed["weight_decay"] == TINY.weight_decay > 0 == plain["weight_decay"]
+    assert min(p.ndim for p in decayed["params"]) > 1
+    assert sum(p.ndim == 1 for p in plain["params"]) > 50
 
 
 def test_a_torn_row_of_a_log_is_dropped(tmp_path):
