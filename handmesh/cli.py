@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import mimetypes
 import os
 import signal
 import sys
@@ -351,10 +352,14 @@ def _image(options: argparse.Namespace) -> int:
     pictures = find_pictures(options.pictures)
     if options.results is not None:
         return _job(options, "image", pictures)
+    if options.parquet or options.workers is not None:
+        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
     if options.save is not None and options.save.suffix.lower() not in WRITERS:
         raise ValueError(f"--save must name a file that ends in {', '.join(WRITERS)}, not {options.save}")
     out, several = options.out or OUT, len(pictures) > 1
     is_file = out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir()
+    if not is_file and not out.is_dir() and mimetypes.guess_type(out.name)[0] is not None:
+        raise ValueError(f"--out must be a folder, or a file that ends in {', '.join(IMAGE_SUFFIXES)}, not {out}")
     if is_file and several:
         raise ValueError(f"--out must be a folder for {len(pictures)} pictures, not {out}")
     estimator = _estimator(options)
@@ -384,6 +389,8 @@ def _video(options: argparse.Namespace) -> int:
     videos = find_videos(options.videos)
     if options.results is not None:
         return _job(options, "video", videos)
+    if options.parquet or options.workers is not None:
+        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
     output = options.out or OUT
     is_file = bool(output.suffix) and not output.is_dir()
     if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
@@ -468,7 +475,6 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
         raise ValueError("with --results nothing is drawn and no mesh file written: leave out --out and --save")
     if options.hand is not None or options.refine:
         raise ValueError("--results takes hands as the network sees them: leave out --hand and --refine")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # write the index when the system ends us
     task = Task(
         kind,
         weights=options.weights,
@@ -527,7 +533,6 @@ def _webcam(options: argparse.Namespace) -> int:
     from handmesh.live import KEYS_HELP, LiveSession, Window, display_problem
     from handmesh.video import open_source
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # complete the recording when the system ends us
     if options.source and options.record:
         _check_stays(options.record, _identities([Path(options.source)]), "--record")
     tracker = _tracker(options)
@@ -579,7 +584,6 @@ def _serve(options: argparse.Namespace) -> int:
         ) from error
     if (options.certificate is None) != (options.key is None):
         raise ValueError("HTTPS needs both --certificate and --key")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     certificate = Certificate(options.certificate, options.key) if options.key else None
     access = Access(options.host, options.token, options.allow_origin)
     with bind(options.host, options.port) as listening:

@@ -444,6 +444,8 @@ def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camer
     whose frames have other proportions.
     """
     height, width = frame.shape[:2]
+    if not isinstance(default, Camera | None):
+        raise TypeError(f"an estimator's camera must be a handmesh.Camera or None, not {type(default).__name__}")
     if camera is None and default is not None:
         if not has_proportions(default, frame):
             raise ValueError(
@@ -482,6 +484,8 @@ def _check_boxes(boxes: ArrayLike, frame: NDArray[np.uint8]) -> list[NDArray[np.
                 f"boxes[{i}] = {box.tolist()} lies outside the frame of {frame.shape[1]} x {frame.shape[0]}: "
                 "give pixels of this frame (not fractions, nor pixels of a resized one)"
             )
+        if (box <= 1.0).all() and min(frame.shape[:2]) > 2:
+            raise ValueError(f"boxes[{i}] = {box.tolist()} lies within one pixel: give pixels, not fractions")
     return checked
 
 
@@ -501,6 +505,8 @@ def _check_sides(sides: Sequence[Side | None] | None, count: int) -> list[Side |
 def _check_turns(turns: Sequence[float | None] | None, count: int) -> list[float | None]:
     if turns is None:
         return [None] * count
+    if not isinstance(turns, Sequence | np.ndarray) or isinstance(turns, str):
+        raise TypeError(f"turns must be a list with one angle a box, not {turns!r}")
     if len(turns) != count:
         raise ValueError(f"turns must hold one angle a box: there are {count} boxes and {len(turns)} turns")
     for i, turn in enumerate(turns):

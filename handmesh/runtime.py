@@ -58,6 +58,9 @@ class Graph:
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return self.run(inputs)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a network cannot go to another process: open one there, such as by from_pretrained")
+
     def number(self, key: str) -> float:
         """A number of the file's description, or ``ValueError`` naming the file and what is missing."""
         value = self.metadata.get(key)

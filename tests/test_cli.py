@@ -567,3 +567,18 @@ def test_a_hand_file_gives_way_to_the_key_that_measures(clip, estimator, monkeyp
     np.testing.assert_allclose(trackers[0].betas, np.linspace(0, 1, 10))
     (hand,) = estimator(hand_frame())
     np.testing.assert_allclose(hand.betas, graphs.BETAS, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image", "demos/sample_1.jpg", "--out", "x.gif"], "must be a folder, or a file that ends in .jpg"),
+        (["image", "demos/sample_1.jpg", "--workers", "2"], "are for --results"),
+        (["video", "handmesh/assets/sample.mp4", "--parquet"], "are for --results"),
+    ],
+)
+def test_options_that_could_not_be_followed_are_refused(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("x.gif").exists()

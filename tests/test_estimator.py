@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import graphs
@@ -454,3 +455,13 @@ def test_a_default_camera_serves_frames_of_its_proportions(estimator, dim_frame)
     assert estimator(frame, camera=given)[0].camera is given
     with pytest.raises(ValueError, match=r"1280 x 1024.*640 x 400.*calibrate"):
         estimator(frame[:400])
+
+
+def test_boxes_in_fractions_and_turns_that_are_no_list_are_named(estimator):
+    frame = np.zeros((360, 480, 3), np.uint8)
+    with pytest.raises(ValueError, match="not fractions"):
+        estimator(frame, boxes=[[0.3, 0.3, 0.6, 0.7]])
+    with pytest.raises(TypeError, match="one angle a box"):
+        estimator(frame, boxes=[[100, 100, 200, 200]], turns=0.3)
+    with pytest.raises(TypeError, match="cannot go to another process"):
+        pickle.dumps(estimator)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import signal
 
 import cv2
 import numpy as np
@@ -126,6 +127,23 @@ def test_only_kernels_decay(tmp_path):
     assert decayed["weight_decay"] == TINY.weight_decay > 0 == plain["weight_decay"]
     assert min(p.ndim for p in decayed["params"]) > 1
     assert sum(p.ndim == 1 for p in plain["params"]) > 50
+
+
+def test_ctrl_c_saves_before_it_ends_the_run(tmp_path, monkeypatch):
+    write_freihand(tmp_path / "data", 4)
+    made = Trainer._train_step
+
+    def interrupted(self, batch):
+        signal.raise_signal(signal.SIGINT)
+        return made(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    options = ["--preset", "smoke", "--freihand", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    with pytest.raises(KeyboardInterrupt):
+        main(options)
+    stored = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert stored["step"] == 1
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_torn_row_of_a_log_is_dropped(tmp_path):

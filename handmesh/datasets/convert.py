@@ -175,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vertices", action="store_true", help="write the fitted vertices too")
     options = parser.parse_args(arguments)
     try:
+        if options.output.suffix.lower() != ".npz":
+            raise ValueError(f"the converted hands are written as .npz, not as {options.output.name}")
         if options.source is None and options.hands.name.endswith("_mano.json"):
             _check_rendered(options.hands)
         source, target = load_hand_model(options.source), load_hand_model(options.to)

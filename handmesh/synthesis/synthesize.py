@@ -348,7 +348,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module; `handmesh data synthesize` offers the same."""
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description="Render synthetic hands in FreiHAND's layout.")
+    parser = argparse.ArgumentParser(
+        prog="handmesh data synthesize",
+        description="Render synthetic hands in FreiHAND's layout. What is there already is kept.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("root", type=Path, help="directory that receives training/ or evaluation/ and the labels")
     parser.add_argument("--count", type=int, default=60_000, help="number of images")
     parser.add_argument("--seed", type=int, default=1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -183,7 +186,31 @@ def _train(options: argparse.Namespace) -> None:
         )
         if trainer.rank == 0:
             write_run_facts(options.out, config, options)
-        trainer.run(minutes=options.minutes, measure_every=options.measure_every)
+        with _stop_asked() as stopped:
+            done = trainer.run(minutes=options.minutes, measure_every=options.measure_every, stopped=stopped)
+            if stopped() and not done:
+                raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has asked for an end since: the step is then the last. Asked twice, it ends at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,18 @@ class Trainer:
         self.validation = {name: fixed_batch(dataset, size) for name, dataset in validation.items()}
         self.workers = workers
 
-    def run(self, *, minutes: float = float("inf"), save_every_s: float = 180, measure_every: int = 50_000) -> bool:
-        """Train until done (True) or the time is up (False). Checkpoints by time, measures by samples."""
+    def run(
+        self,
+        *,
+        minutes: float = float("inf"),
+        save_every_s: float = 180,
+        measure_every: int = 50_000,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until done (True), or until the time is up or ``stopped`` says so (False).
+
+        Checkpoints by time, measures by samples.
+        """
         started = saved = time.monotonic()
         measured = self.seen // measure_every
         sums: dict[str, float] = {}
@@ -145,15 +155,20 @@ class Trainer:
                 row = {key: value / count for key, value in sums.items()}
                 self._record("log.csv", {"rate": count * self.per_step / (now - mark), **row})
                 sums, mark, mark_step = {}, now, self.step
-            time_up, save = agree(self.step, self.device, now - started > minutes * 60, now - saved > save_every_s)
-            if save or time_up or self.step == self.steps:
+            time_up, save, stop = agree(
+                self.step, self.device, now - started > minutes * 60, now - saved > save_every_s, stopped()
+            )
+            if save or time_up or stop or self.step == self.steps:
                 self._save()
                 saved = now
             if self.seen // measure_every > measured or time_up or self.step == self.steps:
                 measured = self.seen // measure_every
                 self._measure()
-            if time_up:
+            if time_up or stop:
                 break
+        if self.rank == 0:
+            more = "" if self.step >= self.steps else "; the same command goes on"
+            _log.info("%d of %d samples are seen%s", self.seen, self.config.samples, more)
         return self.step >= self.steps
 
     def _start_from(self, path: Path) -> None:
