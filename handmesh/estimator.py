@@ -484,7 +484,7 @@ def _check_boxes(boxes: ArrayLike, frame: NDArray[np.uint8]) -> list[NDArray[np.
                 f"boxes[{i}] = {box.tolist()} lies outside the frame of {frame.shape[1]} x {frame.shape[0]}: "
                 "give pixels of this frame (not fractions, nor pixels of a resized one)"
             )
-        if (box <= 1.0).all() and min(frame.shape[:2]) > 2:
+        if ((box >= 0.0) & (box <= 1.0)).all() and min(frame.shape[:2]) > 2:
             raise ValueError(f"boxes[{i}] = {box.tolist()} lies within one pixel: give pixels, not fractions")
     return checked
 

@@ -13,7 +13,7 @@ from handmesh.datasets.freihand_files import FreiHandSplit, Split, read_table
 from handmesh.datasets.sample import HandSample
 from handmesh.skeleton import MANO_VERTEX_COUNT
 
-PALM_RANGE_M = 0.03, 0.2
+PALM_RANGE_M = 0.01, 1.0
 """From wrist to middle knuckle, of a set's hands; what lies beyond is not in metres."""
 
 _log = logging.getLogger(__name__)
