@@ -352,8 +352,7 @@ def _image(options: argparse.Namespace) -> int:
     pictures = find_pictures(options.pictures)
     if options.results is not None:
         return _job(options, "image", pictures)
-    if options.parquet or options.workers is not None:
-        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
+    _check_no_job_is_meant(options)
     if options.save is not None and options.save.suffix.lower() not in WRITERS:
         raise ValueError(f"--save must name a file that ends in {', '.join(WRITERS)}, not {options.save}")
     out, several = options.out or OUT, len(pictures) > 1
@@ -389,8 +388,7 @@ def _video(options: argparse.Namespace) -> int:
     videos = find_videos(options.videos)
     if options.results is not None:
         return _job(options, "video", videos)
-    if options.parquet or options.workers is not None:
-        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
+    _check_no_job_is_meant(options)
     output = options.out or OUT
     is_file = bool(output.suffix) and not output.is_dir()
     if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
@@ -464,6 +462,12 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
     if save is not None and not report.saved:
         print(f"no hand was found, so nothing is written to {save}")
     return 0
+
+
+def _check_no_job_is_meant(options: argparse.Namespace) -> None:
+    """ValueError for options that only `_job` follows."""
+    if options.parquet or options.workers is not None:
+        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
 
 
 def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:

@@ -91,8 +91,7 @@ class HandMeshEstimator:
             raise ValueError(f"presence_threshold must lie between 0 and 1 but is {presence_threshold}")
         self.detector = detector
         self.presence_threshold = presence_threshold
-        self.camera: Camera | None = None
-        """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
+        self._camera: Camera | None = None
         self.network = network
         """The hand network: crops to parameters."""
         self._pose_graph = pose_graph
@@ -165,6 +164,17 @@ class HandMeshEstimator:
     @betas.setter
     def betas(self, betas: ArrayLike | None) -> None:
         self._betas = given_betas(betas)
+
+    @property
+    def camera(self) -> Camera | None:
+        """The camera of all frames that come without one, resized to them; None for an assumed field of view."""
+        return self._camera
+
+    @camera.setter
+    def camera(self, camera: Camera | None) -> None:
+        if not isinstance(camera, Camera | None):
+            raise TypeError(f"an estimator's camera must be a handmesh.Camera or None, not {type(camera).__name__}")
+        self._camera = camera
 
     def warm_up(self) -> None:
         """Run every graph once on nothing, so that the first hands come as fast as the next."""
@@ -444,8 +454,6 @@ def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camer
     whose frames have other proportions.
     """
     height, width = frame.shape[:2]
-    if not isinstance(default, Camera | None):
-        raise TypeError(f"an estimator's camera must be a handmesh.Camera or None, not {type(default).__name__}")
     if camera is None and default is not None:
         if not has_proportions(default, frame):
             raise ValueError(

@@ -105,13 +105,15 @@ def load_graph(
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}")
     if precision == "bf16" and runtime != "openvino":
         raise ValueError("precision 'bf16' needs runtime='openvino'; the others compute in f32 or int8")
+    device = device.lower()
+    if precision == "bf16" and device != "cpu":
+        raise ValueError(f"precision 'bf16' is for device 'cpu', not {device!r}: leave it out")
     if precision == "int8" and runtime == "torch":
         raise ValueError("precision 'int8' needs runtime='onnxruntime' or 'openvino'; torch computes in f32")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None for the processor's cores, not {threads}")
     if isinstance(name_or_path, Path) and not name_or_path.is_file():
         raise FileNotFoundError(f"no network file at {name_or_path}: check the path, or use a name such as 'fast'")
-    device = device.lower()
     path = weights_path(_twin(name_or_path, runtime, precision, device))
     threads = threads or default_threads()
     if runtime == "onnxruntime":
@@ -211,8 +213,6 @@ def _open_openvino(path: Path, threads: int, precision: Precision, device: str) 
     kinds = {name.split(".")[0] for name in core.available_devices}
     if device.upper() not in kinds:
         raise ValueError(f"OpenVINO sees no device {device!r} here, only {', '.join(sorted(kinds)).lower()}")
-    if precision == "bf16" and device != "cpu":
-        raise ValueError(f"precision 'bf16' is for device 'cpu', not {device!r}: leave it out")
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device in ("cpu", "gpu"):
         # By itself OpenVINO computes in half precision where it can, so the precision is always said; what a quantised

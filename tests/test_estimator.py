@@ -463,5 +463,7 @@ def test_boxes_in_fractions_and_turns_that_are_no_list_are_named(estimator):
         estimator(frame, boxes=[[0.3, 0.3, 0.6, 0.7]])
     with pytest.raises(TypeError, match="one angle a box"):
         estimator(frame, boxes=[[100, 100, 200, 200]], turns=0.3)
+    with pytest.raises(TypeError, match=r"must be a handmesh\.Camera or None, not str"):
+        estimator.camera = "camera.yaml"
     with pytest.raises(TypeError, match="cannot go to another process"):
         pickle.dumps(estimator)

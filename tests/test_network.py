@@ -176,10 +176,9 @@ def test_meshes_are_compared_in_their_own_sizes_and_guessed_depths_count_for_les
 def test_who_says_what_the_crop_shows_has_the_least_loss(batch):
     network = HandRegressor(NetworkConfig(input_size=64)).eval()
     prediction = network(batch.crops)
-    sure = {name: 20 * (getattr(batch, name) - 0.5) for name in ("presence", "right", "mask")}
     truth = batch._replace(mask=batch.mask.round(), weight_mask=torch.ones(8), weight_right=torch.ones(8))
-    sure["mask"] = 20 * (truth.mask - 0.5)
-    for name, logits in sure.items():
+    for name in ("presence", "right", "mask"):
+        logits = 20 * (getattr(truth, name) - 0.5)
         for sign, low, high in ((1, 0.0, 0.01), (-1, 9.0, 11.0)):
             said = prediction._replace(head=prediction.head._replace(**{name: sign * logits}))
             assert low <= training_loss(said, truth, network.hand_model, LossWeights())[1][name] <= high, name
@@ -190,7 +189,7 @@ def test_mediapipes_spots_lie_where_its_labels_put_them(batch):
     hand_model = HandModel(load_hand_model())
     rest = torch.eye(3).expand(1, 16, 3, 3)
     _, joints = wrist_relative_hand(hand_model, rest, torch.zeros(1, 10))
-    moves = 1e3 * mediapipe_spots(joints)[0] * 95.0 / (1e3 * hand_size(joints)[0, 0])
+    moves = mediapipe_spots(joints)[0] * 0.095 / hand_size(joints)[0]  # metres, for a hand of the table's size
     along = torch.nn.functional.normalize(joints[0, 9] - joints[0, 0], dim=0)
     to_index = torch.nn.functional.normalize(joints[0, 5] - joints[0, 17], dim=0)
     assert moves[0] @ along > 0.010

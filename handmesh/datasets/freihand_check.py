@@ -24,6 +24,7 @@ from handmesh.datasets.freihand_files import (
     COPIES,
     IMAGE_PX,
     TABLES,
+    CutOffError,
     Split,
     gaps,
     image_numbers,
@@ -181,8 +182,11 @@ def _check_files(folder: Path, numbers: NDArray[np.int64], thorough: bool, watch
             continue
         try:
             shape = read_image(path, cv2.IMREAD_UNCHANGED).shape[:2]
-        except ValueError as error:
-            broken[path.name] = "is cut off" if "cut off" in str(error) else "cannot be decoded"
+        except CutOffError:
+            broken[path.name] = "is cut off"
+            continue
+        except ValueError:
+            broken[path.name] = "cannot be decoded"
             continue
         if shape != (IMAGE_PX, IMAGE_PX):
             broken[path.name] = f"has {shape[1]} x {shape[0]} pixels instead of {IMAGE_PX} x {IMAGE_PX}"

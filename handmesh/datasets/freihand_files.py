@@ -122,14 +122,18 @@ class FreiHandSplit:
         return read_image(path, cv2.IMREAD_GRAYSCALE) if path.is_file() else None
 
 
+class CutOffError(ValueError):
+    """A picture file lacks its end."""
+
+
 def read_image(path: Path, mode: int) -> NDArray[np.uint8]:
-    """An image file. Raises ValueError that names it if it cannot be read, or is a JPEG without its end.
+    """An image file. Raises ValueError that names it if it cannot be read, and CutOffError for a JPEG without its end.
 
     OpenCV fills what is missing of such a JPEG with grey.
     """
     content = path.read_bytes() if path.is_file() else b""
     if content.startswith(b"\xff\xd8") and not content.rstrip(b"\0\r\n").endswith(b"\xff\xd9"):
-        raise ValueError(f"image {path} is cut off: get it again")
+        raise CutOffError(f"image {path} is cut off: get it again")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), mode) if content else None
     if image is None:
         raise ValueError(f"cannot read image {path}")

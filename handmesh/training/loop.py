@@ -105,19 +105,22 @@ class Trainer:
         last = folder / "last.pt"
         stored = read_checkpoint(last) if last.is_file() else None
         pretrained = config.pretrained and stored is None and not initial
-        self._hand_model = hand_model
         self.network = network or HandRegressor(config.network, hand_model, pretrained=pretrained)
         if stored is None:
             for path in initial:
-                self._start_from(path)
+                self._start_from(path, hand_model)
         elif initial and self.rank == 0:
             _log.info("%s is there, so the run goes on from it and not from --init", last)
         for module in (self.network, *(() if teachers is None else teachers.networks)):
             module.to(self.device)
         self.ema = Ema(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
-        self.recipe = {**asdict(config), "hands": [len(d) for d in datasets.datasets], "shares": list(datasets.shares)}
-        self.recipe["teachers"] = 0 if teachers is None else len(teachers.networks)
+        self.recipe = {
+            **asdict(config),
+            "hands": [len(d) for d in datasets.datasets],
+            "shares": list(datasets.shares),
+            "teachers": 0 if teachers is None else len(teachers.networks),
+        }
         if stored is not None:
             self._restore(stored)
         self.model: nn.Module = accelerate(self.network) if self.device.type == "cpu" else self.network
@@ -171,13 +174,13 @@ class Trainer:
             _log.info("%d of %d samples are seen%s", self.seen, self.config.samples, more)
         return self.step >= self.steps
 
-    def _start_from(self, path: Path) -> None:
+    def _start_from(self, path: Path, hand_model: HandModelArrays | None) -> None:
         """Take over a checkpoint, or published weights, whose batch norms are set anew on the first batches."""
         if path.suffix != ".onnx":
             load_initial(self.network, path)
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
-        network = unfold(load_torch_network(path, self._hand_model), crops)
+        network = unfold(load_torch_network(path, hand_model), crops)
         wanted = self.config.network
         if network.config.head != wanted.head:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
