@@ -157,14 +157,12 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=["npz", "json", "glb", "obj", "ply"],
-        default="npz",
-        help="of a folder's meshes (%(default)s)",
+        help="of a folder's meshes (npz)",
     )
     parser.add_argument(
         "--keypoints",
         choices=["freihand", "mediapipe", "openxr"],
-        default="freihand",
-        help="order of the joints in a clip's .json and .npz (%(default)s)",
+        help="order of the joints in a clip's .json and .npz (freihand)",
     )
     _add_video_limits(parser)
     _add_job_options(parser)
@@ -389,6 +387,7 @@ def _video(options: argparse.Namespace) -> int:
     if options.results is not None:
         return _job(options, "video", videos)
     _check_no_job_is_meant(options)
+    _check_what_is_saved(options)
     output = options.out or OUT
     is_file = bool(output.suffix) and not output.is_dir()
     if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
@@ -447,10 +446,10 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
             output,
             Overlay(),
             save,
-            f".{options.format}",
+            f".{options.format or 'npz'}",
             options.max_frames,
             _progress(source) if sys.stderr.isatty() else None,
-            options.keypoints,
+            options.keypoints or "freihand",
         )
     if sys.stderr.isatty():
         print(file=sys.stderr)  # ends the line of progress
@@ -470,13 +469,26 @@ def _check_no_job_is_meant(options: argparse.Namespace) -> None:
         raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
 
 
+def _check_what_is_saved(options: argparse.Namespace) -> None:
+    """ValueError for options of files that a video's ``--save`` does not name."""
+    save: Path | None = options.save
+    suffix = None if save is None else "" if save.is_dir() else save.suffix.lower()
+    if options.format is not None and suffix != "":
+        raise ValueError("--format is of the meshes in a folder: name a folder by --save, or leave it out")
+    if options.keypoints is not None and suffix not in (".json", ".npz"):
+        raise ValueError("--keypoints orders the joints of a clip: name a .json or .npz by --save, or leave it out")
+
+
 def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
     """Many files by several workers: numbers and an index instead of drawings."""
     from handmesh.bulk.job import INDEX, run_job
     from handmesh.bulk.worker import Task
 
-    if options.save is not None or options.out is not None:
-        raise ValueError("with --results nothing is drawn and no mesh file written: leave out --out and --save")
+    drawing = [name for name in ("out", "save", "format", "keypoints") if getattr(options, name, None) is not None]
+    if drawing:
+        raise ValueError(
+            f"with --results nothing is drawn and no mesh file written: leave out --{', --'.join(drawing)}"
+        )
     if options.hand is not None or options.refine:
         raise ValueError("--results takes hands as the network sees them: leave out --hand and --refine")
     task = Task(

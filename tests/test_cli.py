@@ -519,7 +519,8 @@ def test_a_camera_file_goes_with_every_frame(workplace, estimator, capsys):
 
 @pytest.mark.parametrize("suffix", [".glb", ".bvh", ".json", ".npz"])
 def test_a_clips_hands_go_into_one_file(clip, capsys, suffix):
-    assert main(["video", str(clip), "--save", f"hands{suffix}", "--keypoints", "openxr"]) == 0
+    order = ["--keypoints", "openxr"] if suffix in (".json", ".npz") else []
+    assert main(["video", str(clip), "--save", f"hands{suffix}", *order]) == 0
     assert (clip.parent / f"hands{suffix}").stat().st_size > 1000
     assert f"wrote out/clip_hands.mp4, hands{suffix}" in capsys.readouterr().out
 
@@ -575,6 +576,12 @@ def test_a_hand_file_gives_way_to_the_key_that_measures(clip, estimator, monkeyp
         (["image", "demos/sample_1.jpg", "--out", "x.gif"], "must be a folder, or a file that ends in .jpg"),
         (["image", "demos/sample_1.jpg", "--workers", "2"], "are for --results"),
         (["video", "handmesh/assets/sample.mp4", "--parquet"], "are for --results"),
+        (["video", "sample", "--format", "glb"], "--format is of the meshes in a folder: name a folder by --save"),
+        (["video", "sample", "--format", "obj", "--save", "x.npz"], "--format is of the meshes in a folder"),
+        (["video", "sample", "--keypoints", "openxr"], "name a .json or .npz by --save, or leave it out"),
+        (["video", "sample", "--keypoints", "openxr", "--save", "x.glb"], "name a .json or .npz by --save"),
+        (["video", "sample", "--keypoints", "openxr", "--save", "x"], "name a .json or .npz by --save"),
+        (["video", "sample", "--results", "x", "--format", "glb"], "no mesh file written: leave out --format"),
     ],
 )
 def test_options_that_could_not_be_followed_are_refused(monkeypatch, capsys, arguments, message):
