@@ -140,6 +140,21 @@ def test_folders_patterns_and_files_become_one_list(tmp_path, monkeypatch):
     assert find_pictures(["a[1].png"]) == [Path("a[1].png")]
 
 
+def test_what_lies_in_folders_below_a_folder_is_left_out_and_said(tmp_path, monkeypatch, caplog):
+    for name in ("a/1.jpg", "a/.small/1.jpg", "a/notes/1.txt", "b/1.jpg", "b/c/d/2.JPG", "e/f/3.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures(["a"]) == [Path("a/1.jpg")]
+    assert caplog.text == ""
+    assert find_pictures(["b"]) == [Path("b/1.jpg")]
+    assert "not for those below, such as b/c/d/2.JPG: name their folders, or 'b/**/*.JPG'" in caplog.text
+    with pytest.raises(FileNotFoundError, match="no video in the folder e"):
+        find_videos(["e"])
+    assert "or 'e/**/*.mp4'" in caplog.text
+    assert find_videos(["e/**/*.mp4"]) == [Path("e/f/3.mp4")]
+
+
 def test_a_folder_stands_for_its_videos_or_is_one_of_pictures(tmp_path):
     for name in ("clips/2.mp4", "clips/10.MOV", "clips/1.jpg", "shots/1.jpg", "nothing/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
