@@ -57,10 +57,13 @@ class Board:
         if self.columns < 3 or self.rows < 3:
             raise ValueError(f"a board needs at least 3 x 3, not {self.columns} x {self.rows}")
         if not self.square_m > 0.0:
-            raise ValueError(f"a board's square must have a positive side in metres, not {self.square_m}")
+            raise ValueError(f"a board's square must have a positive side, not {1e3 * self.square_m:g} mm")
         if self.kind == "charuco":
             if not 0.0 < self.marker_m < self.square_m:
-                raise ValueError(f"a marker must be smaller than its square of {self.square_m} m, not {self.marker_m}")
+                raise ValueError(
+                    f"a marker must be smaller than its square of {1e3 * self.square_m:g} mm, not "
+                    f"{1e3 * self.marker_m:g} mm"
+                )
             if not hasattr(cv2.aruco, self.dictionary):
                 known = [name for name in dir(cv2.aruco) if name.startswith("DICT_")]
                 raise ValueError(f"OpenCV knows no markers {self.dictionary}; it knows {', '.join(known)}")

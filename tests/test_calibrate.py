@@ -127,8 +127,8 @@ def test_a_single_tilt_is_doubtful():
     ("change", "words"),
     [
         ({"columns": 2}, "3 x 3"),
-        ({"square_m": 0.0}, "positive side"),
-        ({"marker_m": 0.03}, "smaller than its square"),
+        ({"square_m": 0.0}, "positive side, not 0 mm"),
+        ({"marker_m": 0.032}, "smaller than its square of 30 mm, not 32 mm"),
         ({"dictionary": "DICT_NONE"}, "knows no markers DICT_NONE"),
     ],
 )
