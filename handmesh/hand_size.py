@@ -36,10 +36,16 @@ STILL = 0.2
 LENGTHS_M = (0.05, 0.30)
 """Hands are longer than the first and shorter than the second."""
 
+MAX_BETA = 20.0
+"""No hand's shape is so many standard deviations from the mean: the open hand model has all `LENGTHS_M` within 7."""
+
 
 @dataclass(frozen=True, eq=False)
 class HandShape:
-    """A person's hand: ``betas`` (10,), its length in metres, and whether that was measured or is a guess."""
+    """A person's hand: ``betas`` (10,), its length in metres, and whether that was measured or is a guess.
+
+    Raises ``ValueError`` for what no hand has.
+    """
 
     betas: NDArray[np.float64]
     length_m: float
@@ -47,6 +53,12 @@ class HandShape:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", frozen_array(self.betas, (10,), np.float64, "HandShape.betas"))
+        _check_length(self.length_m)
+        if np.abs(self.betas).max() > MAX_BETA:
+            raise ValueError(
+                f"a hand's betas must lie between -{MAX_BETA:g} and {MAX_BETA:g} standard deviations but are "
+                f"{self.betas.tolist()}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as .json. Raises ``ValueError`` for another suffix."""
@@ -85,17 +97,22 @@ def shape_of_length(model: HandModelArrays, betas: NDArray[np.floating], length_
 
     Raises ``ValueError`` for a length that no hand has.
     """
-    if not LENGTHS_M[0] < length_m < LENGTHS_M[1]:
-        raise ValueError(
-            f"a hand's length must lie between {LENGTHS_M[0]} and {LENGTHS_M[1]} m but is {length_m}: measure from the "
-            "crease of the wrist to the tip of the middle finger, in metres"
-        )
+    _check_length(length_m)
     shape = np.asarray(betas, np.float64).copy()
     for _ in range(10):
         slope = np.array([hand_length(model, shape + step) - hand_length(model, shape) for step in 1e-3 * np.eye(10)])
         slope /= 1e-3
         shape = shape + slope * (length_m - hand_length(model, shape)) / (slope @ slope)
     return shape
+
+
+def _check_length(length_m: float) -> None:
+    shortest_mm, longest_mm = (1e3 * bound for bound in LENGTHS_M)
+    if not shortest_mm < 1e3 * length_m < longest_mm:
+        raise ValueError(
+            f"a hand's length must lie between {shortest_mm:g} and {longest_mm:g} mm but is {1e3 * length_m:g} mm: "
+            "measure from the crease of the wrist to the tip of the middle finger"
+        )
 
 
 def _lengths(model: HandModelArrays, betas: NDArray[np.float64]) -> NDArray[np.float64]:

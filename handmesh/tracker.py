@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -142,6 +143,8 @@ class HandTracker:
         for name, least in limits.items():
             if not given[name] >= least:
                 raise ValueError(f"{name} must be at least {least} but is {given[name]}")
+            if name != "remember_s" and not isinstance(given[name], Integral):
+                raise ValueError(f"{name} counts: it must be an int, such as {least}, but is {given[name]!r}")
         self.max_hands = max_hands
         self.detect_every = detect_every
         self.bridge_frames = bridge_frames

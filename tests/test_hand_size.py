@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import graphs
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_the_length_is_what_a_ruler_measures():
 
 @pytest.mark.parametrize("length", [0.0, 0.4, 185.0, float("nan")])
 def test_lengths_that_no_hand_has_are_refused(length):
-    with pytest.raises(ValueError, match="in metres"):
+    with pytest.raises(ValueError, match=r"between 50 and 300 mm but is .* mm: measure from"):
         shape_of_length(MODEL, np.zeros(10), length)
 
 
@@ -119,6 +121,11 @@ def test_files_come_back(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="no hand's shape"):
         HandShape.load(tmp_path / "bad.json")
+    for wrong in ({"betas": [1e6] * 10}, {"betas": [float("nan")] * 10}, {"length_m": 185.0}, {"length_m": -0.1}):
+        facts = {"betas": [0.0] * 10, "length_m": 0.18, "measured": True, **wrong}
+        (tmp_path / "bad.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError, match=r"bad\.json is no hand's shape \(.* must .*make one with `handmesh cal"):
+            HandShape.load(tmp_path / "bad.json")
     with pytest.raises(ValueError, match=r"\.json"):
         shape.save(tmp_path / "me.yaml")
 
@@ -159,6 +166,8 @@ def test_the_command_takes_a_length_alone_and_says_what_it_needs(tmp_path, monke
     said = capsys.readouterr().err
     assert "leave out --hand" in said
     assert "suffix must be .json" in said
+    assert main(["calibrate-hand", "--length-mm", "18.5"]) == 1
+    assert "between 50 and 300 mm but is 18.5 mm" in capsys.readouterr().err
     assert main(["calibrate-hand"]) == 1
     assert "--length-mm" in capsys.readouterr().err
     assert main(["calibrate-hand", "sample", "--out", "other.json"]) == 1  # no flat hand in sight

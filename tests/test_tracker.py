@@ -594,7 +594,13 @@ def test_empty_and_tiny_frames(make_video):
         tracker(np.zeros((0, 5, 3), np.uint8), 1.0)
 
 
-@pytest.mark.parametrize("settings", [{"max_hands": 0}, {"detect_every": 0}, {"bridge_frames": -1}, {"flip_after": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"max_hands": 0}, {"detect_every": 0}, {"bridge_frames": -1}, {"flip_after": 0}),
+        *({"max_hands": 1.5}, {"max_hands": float("inf")}, {"detect_every": 2.5}, {"flip_after": 3.0}),
+    ],
+)
 def test_settings_out_of_range_are_refused(estimator, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         HandTracker(estimator, **settings)
