@@ -3,6 +3,7 @@
     handmesh serve --source sample                           # in another terminal
     python demos/stream.py                                   # the hands of the server's own camera or clip
     python demos/stream.py --send 0                          # or of frames sent from here: a camera, a video, sample
+    python demos/stream.py --url wss://localhost:8765 --token TOKEN --certificate certificate.pem  # by HTTPS
 
 Needs the web extra. What is sent and answered is described at the server's /api.html and in demos/README.md.
 """
@@ -11,13 +12,16 @@ import argparse
 import contextlib
 import itertools
 import json
+import ssl
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from handmesh.server.access import TOKEN_CODE
 from handmesh.server.wire import HandFrame, decode
 from handmesh.skeleton import FINGERTIPS, KEYPOINTS
 from handmesh.video import open_source
@@ -33,6 +37,13 @@ def main() -> None:
             talk(options)
     except ConnectionRefusedError:
         raise SystemExit(f"error: nobody answers at {options.url}: start `handmesh serve`, or name its --url") from None
+    except ssl.SSLCertVerificationError as error:
+        raise SystemExit(
+            f"error: {error.verify_message}: give a self-made --certificate, and in --url a name that it is for"
+        ) from None
+    except ConnectionClosed as error:
+        what = "give the right --token: " if error.rcvd and error.rcvd.code == TOKEN_CODE else ""
+        raise SystemExit(f"error: {what}{(error.rcvd and error.rcvd.reason) or error}") from None
     except (OSError, ValueError, WebSocketException) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -42,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="ws://127.0.0.1:8765", help="of the server (%(default)s)")
     parser.add_argument("--token", help="where the server wants one")
+    parser.add_argument("--certificate", type=Path, metavar="PEM", help="the server's, where it is self-made")
     parser.add_argument("--send", metavar="FILE|FOLDER|INDEX|URL|sample", help="send these frames")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     return parser.parse_args()
@@ -51,12 +63,22 @@ def talk(options: argparse.Namespace) -> None:
     """Print the hands of the server's frames, or of those that are sent there."""
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
     route = "source" if options.send is None else "stream"
-    with connect(f"{options.url}/v1/{route}", additional_headers=headers) as socket:
+    trusted = None if options.certificate is None else trust(options.certificate)
+    with connect(f"{options.url}/v1/{route}", additional_headers=headers, ssl=trusted) as socket:
         faces = np.array(json.loads(socket.recv())["faces"])
         socket.send(json.dumps({"format": "binary"}))
         frames = watch(socket, faces) if options.send is None else send_frames(socket, faces, options.send)
         for frame in itertools.islice(frames, options.max_frames):
             report(frame)
+
+
+def trust(certificate: Path) -> ssl.SSLContext:
+    """TLS that believes this certificate, as well as those that the system believes."""
+    if not certificate.is_file():
+        raise FileNotFoundError(f"there is no file {certificate}: --certificate is that of `handmesh serve`")
+    context = ssl.create_default_context()
+    context.load_verify_locations(certificate)
+    return context
 
 
 def watch(socket: ClientConnection, faces: np.ndarray):

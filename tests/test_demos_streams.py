@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +22,8 @@ import uvicorn
 from hands import CAMERA, sphere_hand
 from test_demos import hand_frame
 
+from handmesh.estimator import HandMeshEstimator
+from handmesh.server.access import Access
 from handmesh.server.app import create_app
 from handmesh.server.engine import Engine
 from handmesh.server.osc import OscSender
@@ -40,19 +45,35 @@ def clip(tmp_path):
     return tmp_path / "clip.mp4"
 
 
-@pytest.fixture
-def address(estimator, clip):
-    """Of a server on stub networks that plays a clip."""
+@contextmanager
+def served(estimator: HandMeshEstimator, clip: Path, access: Access | None = None, **settings) -> Iterator[str]:
+    """The address of a server on stub networks that plays a clip."""
     engine = Engine(estimator)
-    app = create_app(engine, source=ServerSource(engine, clip.name, lambda: open_source(clip)))
+    app = create_app(engine, access=access, source=ServerSource(engine, clip.name, lambda: open_source(clip)))
     listening = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
-    yield f"127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    try:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture
+def address(estimator, clip):
+    with served(estimator, clip) as address:
+        yield address
+
+
+def failure(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What the Python client says as it ends for it."""
+    monkeypatch.setattr(sys, "argv", ["stream.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(DEMOS / "stream.py"), run_name="__main__")
+    return str(stopped.value.code)
 
 
 @pytest.mark.parametrize("what", [[], ["--send"]], ids=["the server's", "own"])
@@ -67,20 +88,37 @@ def test_the_python_client_prints_hands(address, clip, what, monkeypatch, capsys
 
 
 def test_the_python_client_says_what_is_wrong_in_a_line(address, monkeypatch, capsys):
-    def failure(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["stream.py", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(DEMOS / "stream.py"), run_name="__main__")
-        return str(stopped.value.code)
-
     with socket.create_server(("127.0.0.1", 0)) as unused:
         nowhere = f"ws://127.0.0.1:{unused.getsockname()[1]}"
-    assert f"nobody answers at {nowhere}: start `handmesh serve`" in failure("--url", nowhere)
-    assert "no file or folder missing.mp4" in failure("--url", f"ws://{address}", "--send", "missing.mp4")
+    assert f"nobody answers at {nowhere}: start `handmesh serve`" in failure(monkeypatch, "--url", nowhere)
+    url = f"ws://{address}"
+    assert "no file or folder missing.mp4" in failure(monkeypatch, "--url", url, "--send", "missing.mp4")
+    assert "there is no file no.pem: --certificate" in failure(monkeypatch, "--url", url, "--certificate", "no.pem")
     runpy.run_path(str(DEMOS / "stream.py"), run_name="imported")["print_complaint"](
         '{"type": "error", "message": "no"}'
     )
     assert capsys.readouterr().out == "no\n"
+
+
+def test_the_python_client_is_told_of_its_token(estimator, clip, monkeypatch):
+    with served(estimator, clip, Access(token="correct-horse-battery")) as address:
+        url = ["--url", f"ws://{address}"]
+        assert failure(monkeypatch, *url).startswith("error: give the right --token: this server wants its token")
+        wrong = failure(monkeypatch, *url, "--token", "wrong-horse-battery")
+        assert wrong.startswith("error: give the right --token: the token is wrong")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl: apt-get install openssl")
+def test_the_python_client_takes_the_certificate_that_the_page_makes(estimator, clip, tmp_path, monkeypatch, capsys):
+    (make,) = re.findall(r"^openssl .*$", (DEMOS / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    subprocess.run(shlex.split(make), cwd=tmp_path, check=True, capture_output=True)
+    certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    with served(estimator, clip, ssl_certfile=certificate, ssl_keyfile=key) as address:
+        url = ["--url", f"wss://{address}", "--max-frames", "2"]
+        assert "give a self-made --certificate" in failure(monkeypatch, *url)
+        monkeypatch.setattr(sys, "argv", ["stream.py", *url, "--certificate", certificate])
+        runpy.run_path(str(DEMOS / "stream.py"), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_blender_reads_what_osc_sends():

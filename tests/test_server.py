@@ -115,6 +115,20 @@ def test_given_intrinsics_are_used(serve):
     assert far["translation"][2] == pytest.approx(2 * near["translation"][2], rel=0.02)
 
 
+def test_what_is_asked_in_another_way_is_told_the_right_one(serve):
+    client = serve()
+    for path, method, allowed in (("hands", "GET", "POST"), ("export", "GET", "POST"), ("info", "POST", "GET")):
+        answer = client.request(method, f"/v1/{path}")
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    for path in ("hands", "export"):
+        answer = client.post(f"/v1/{path}", files={"file": HAND})
+        assert answer.status_code == 415
+        assert "as the body itself, not as a form" in answer.json()["detail"]
+    assert client.get("/").text.startswith("<!doctype html>")
+    assert client.get("/main.js").status_code == 200
+    assert client.get("/nowhere").status_code == 404
+
+
 def test_no_hand_is_an_empty_list_in_json_and_not_found_as_a_mesh(serve):
     client = serve()
     assert client.post("/v1/hands", content=NO_HAND).json()["hands"] == []
@@ -684,17 +698,28 @@ def test_not_loopback(host):
 
 def test_the_token_opens_the_api_and_the_page_is_open(serve):
     client = serve("10.0.0.5", access=Access("0.0.0.0", TOKEN))
-    assert client.get("/v1/info").status_code == 401
-    assert client.get("/v1/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    missing, wrong = client.get("/v1/info"), client.get("/v1/info", headers={"Authorization": "Bearer wrong"})
+    assert (missing.status_code, wrong.status_code) == (401, 401)
+    assert "this server wants its token" in missing.json()["detail"]
+    assert "the token is wrong" in wrong.json()["detail"]
     assert client.get("/v1/info", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/").status_code == 200
 
 
 def test_the_token_opens_streams_by_header_or_protocol(serve):
     client = serve("10.0.0.5", access=Access("0.0.0.0", TOKEN))
-    for protocols in ([], ["handmesh"], ["handmesh", "token.wrong"], ["token."]):
-        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/stream", subprotocols=protocols):
-            pass
+    for protocols, said in (
+        ([], "this server wants its token"),
+        (["handmesh"], "this server wants its token"),
+        (["handmesh", "token.wrong"], "the token is wrong"),
+        (["token."], "the token is wrong"),
+    ):
+        with client.websocket_connect("/v1/stream", subprotocols=protocols) as ws:
+            assert ws.accepted_subprotocol == ("handmesh" if "handmesh" in protocols else None)
+            with pytest.raises(WebSocketDisconnect) as refused:
+                ws.receive_json()
+        assert refused.value.code == 4401
+        assert refused.value.reason.startswith(said)
     with client.websocket_connect("/v1/stream", subprotocols=["handmesh", f"token.{TOKEN}"]) as ws:
         assert ws.accepted_subprotocol == "handmesh"
         assert ws.receive_json()["type"] == "hello"

@@ -176,6 +176,7 @@ def test_a_token_that_no_header_can_hold_is_asked_for_again(browser, served):
         page.keyboard.press("Enter")
         page.wait_for_selector("#status[data-state=connecting]", state="detached")
     page.wait_for_selector("#status[data-state=token]")
+    assert page.inner_text("#status") == "The token is wrong"
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("#status[data-state=open]")

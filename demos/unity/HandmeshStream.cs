@@ -69,6 +69,7 @@ public sealed class HandmeshStream : MonoBehaviour
             Buffer.BlockCopy(buffer, 0, message, 0, length);
             Offer(HandmeshMessage.Parse(message));
         }
+        else if (result.MessageType == WebSocketMessageType.Close) Debug.LogWarning("handmesh: the server closes: " + result.CloseStatusDescription);
         else if (result.MessageType == WebSocketMessageType.Text && rightFaces == null) ReadGreeting(Encoding.UTF8.GetString(buffer, 0, length));
     }
 

@@ -18,13 +18,16 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
+from starlette.websockets import WebSocket, WebSocketClose
 
 SUBPROTOCOL = "handmesh"
 """Of WebSockets. Browsers cannot set headers there, so the token may come as a second protocol, ``token.<token>``."""
 _TOKEN_PROTOCOL = "token."
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
 _API = "/v1/"
+
+TOKEN_CODE = 4401
+"""With which WebSockets are closed whose token is missing or wrong: HTTP's status, among the codes that are free."""
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -115,16 +118,26 @@ class Access:
             return 403, f"this server answers on this computer only, not as {host.hostname!r}"
         if origin is not None and page.netloc != host.netloc and origin not in self.origins:
             return 403, f"pages of {origin} may not use this server; allow them with --allow-origin"
-        if self.token is not None and path.startswith(_API) and not self._knows_token(headers):
+        if self.token is None or not path.startswith(_API):
+            return None
+        given = _tokens(headers)
+        if not given:
             return 401, "this server wants its token: send the header Authorization: Bearer TOKEN"
+        if not any(hmac.compare_digest(text.encode(), self.token.encode()) for text in given):
+            return 401, "the token is wrong: send the one that the server was started with"
         return None
 
-    def _knows_token(self, headers: Headers) -> bool:
-        assert self.token is not None
-        given = [headers.get("authorization", "").removeprefix("Bearer ")]
-        for protocol in headers.get("sec-websocket-protocol", "").split(","):
-            given.append(protocol.strip().removeprefix(_TOKEN_PROTOCOL))
-        return any(hmac.compare_digest(text.encode(), self.token.encode()) for text in given)
+
+def _tokens(headers: Headers) -> list[str]:
+    """What a request brings as its token, by either way."""
+    header = [headers["authorization"].removeprefix("Bearer ")] if "authorization" in headers else []
+    protocols = [protocol.strip() for protocol in headers.get("sec-websocket-protocol", "").split(",")]
+    return header + [name.removeprefix(_TOKEN_PROTOCOL) for name in protocols if name.startswith(_TOKEN_PROTOCOL)]
+
+
+async def accept(socket: WebSocket) -> None:
+    """Accept a WebSocket, with our protocol where it is offered."""
+    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
 
 
 class Gate:
@@ -144,6 +157,11 @@ class Gate:
         wait_s = self._wait_s(scope) if counts and scope["path"].startswith(_API) else 0.0
         if wait_s > 0:
             refusal = 429, f"more than {self._access.requests_per_s:g} requests a second: wait {wait_s:.1f} s"
+        if scope["type"] == "websocket" and refusal is not None and refusal[0] == 401:
+            socket = WebSocket(scope, receive, send)
+            await accept(socket)  # a handshake that is refused cannot say why
+            await socket.close(TOKEN_CODE, refusal[1])
+            return
         if scope["type"] == "websocket":
             answer = self._app if refusal is None else WebSocketClose(1008, refusal[1][:120])
             await answer(scope, receive, send)

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 import handmesh
 from handmesh.records import Camera
-from handmesh.server.access import SUBPROTOCOL, Access, Gate
+from handmesh.server.access import Access, Gate, accept
 from handmesh.server.engine import Engine
 from handmesh.server.files import MEDIA_TYPES, ExportFormat, HandsFormat, write_file
 from handmesh.server.pictures import read_picture_bytes
@@ -81,7 +81,7 @@ def create_app(
     )
     app.state.service = service
     app.include_router(router)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.router.default = StaticFiles(directory=PAGE, html=True)  # mounted, it would answer wrong methods by 404
     app.add_middleware(Gate, access=access)
     if access.origins:
         app.add_middleware(
@@ -124,6 +124,7 @@ async def info(request: Request) -> dict[str, Any]:
         404: {"description": "No hand was found, and the format cannot say so (all but json and binary)."},
         408: {"description": "The picture takes too long to come."},
         413: {"description": "The picture has too many bytes."},
+        415: {"description": "The picture comes in a form: it must be the body itself."},
         422: {"description": "The picture or an option cannot be used."},
         503: {"description": "Too many requests are waiting."},
     },
@@ -174,6 +175,7 @@ async def hands(
         404: {"description": "There is no hand in the recording."},
         408: {"description": "The recording takes too long to come."},
         413: {"description": "The recording has too many bytes."},
+        415: {"description": "The recording comes in a form: it must be the body itself."},
         422: {"description": "The recording is damaged, or the format does not fit it."},
         503: {"description": "Too many recordings are being written."},
     },
@@ -224,8 +226,7 @@ async def source(socket: WebSocket) -> None:
 @asynccontextmanager
 async def _greeted(socket: WebSocket, service: Service) -> AsyncIterator[bool]:
     """Accept, greet and count a client, and give True; turn it away and give False where too many are there."""
-    offered = socket.scope.get("subprotocols", [])
-    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    await accept(socket)
     if service.streams >= service.limits.streams:
         await socket.close(_BUSY_CODE, f"{service.streams} streams are open, no more are allowed")
         yield False
@@ -241,8 +242,13 @@ async def _greeted(socket: WebSocket, service: Service) -> AsyncIterator[bool]:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, or 413 as soon as it is longer than ``limit`` bytes, 408 where it takes too long."""
+    """The body of a request, or 413 as soon as it is longer than ``limit`` bytes, 408 where it takes too long, 415 for
+    a form."""
     body = bytearray()
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(
+            415, "send the file as the body itself, not as a form (curl --data-binary @FILE, not --form)"
+        )
 
     async def read() -> None:
         async for chunk in request.stream():

@@ -51,9 +51,9 @@ export class Server extends EventTarget {
     this.#say('connecting', 'Connecting to the server');
     const refusal = await this.#knock();
     if (turn !== this.#turn) return; // another connection has been asked for meanwhile
-    if (refusal?.status === 401) return this.#say('token', 'The server wants its token');
-    if (refusal) return this.#lose(refusal.reason);
     const token = sessionStorage.getItem(TOKEN_KEY);
+    if (refusal?.status === 401) return this.#say('token', token ? 'The token is wrong' : 'The server wants its token');
+    if (refusal) return this.#lose(refusal.reason);
     const address = new URL(`v1/${route}`, location.href);
     address.protocol = address.protocol.replace('http', 'ws');
     address.hash = '';
