@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Side = Literal["left", "right"]
 
+Convention = Literal["freihand", "mediapipe"]
+"""Whose spots keypoints name: FreiHAND's, which are MANO's joints and tips and ours too, or MediaPipe's."""
+
 DEFAULT_FOV_DEG = 60.0
 """Field of view taken across a frame's longer side where no intrinsics are known: typical of webcams."""
 

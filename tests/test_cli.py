@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -303,6 +304,20 @@ def test_help_lists_only_commands_that_exist(capsys):
     for words, (module, _) in cli.TRAIN_COMMANDS.items():
         assert words[0] in said
         assert importlib.util.find_spec(module) is not None
+
+
+def test_help_of_data_commands_needs_no_training_extra():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tqdm', 'scipy', 'onnx')))\n"
+        "from handmesh.cli import main\n"
+        "for words, (module, _) in __import__('handmesh.cli').cli.TRAIN_COMMANDS.items():\n"
+        "    if words[0] in ('data', 'bench'):\n"
+        "        try: main([*words, '--help'])\n"
+        "        except SystemExit as ended: assert ended.code == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    wanted = [" ".join(words) for words in cli.TRAIN_COMMANDS if words[0] in ("data", "bench")]
+    assert re.findall(r"^usage: handmesh ([a-z ]+) \[-h\]", done.stdout, flags=re.MULTILINE) == [*wanted]
 
 
 def test_training_commands_without_their_extra_say_what_to_install(monkeypatch, capsys):

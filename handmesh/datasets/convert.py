@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from handmesh.assets import HandModelArrays, load_hand_model, read_npz, save_npz
 from handmesh.datasets.freihand import mano_parameters
 from handmesh.datasets.freihand_files import read_json, stacked
 from handmesh.records import mirror_rotations
-from handmesh.synthesis.hand_fitting import HandFit, fit_hands
+
+if TYPE_CHECKING:
+    from handmesh.synthesis.hand_fitting import HandFit
 
 Array = NDArray[np.float64]
 
@@ -164,8 +166,6 @@ def report(fit: HandFit) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `handmesh data convert`."""
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(prog="handmesh data convert", description=__doc__)
     parser.add_argument("hands", type=Path, help=".npz, or FreiHAND's *_xyz.json or *_mano.json")
     parser.add_argument("output", type=Path, help="parameters of the other model, .npz")
@@ -174,6 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--joints-only", action="store_true", help="fit to the joints even where a surface is known")
     parser.add_argument("--vertices", action="store_true", help="write the fitted vertices too")
     options = parser.parse_args(arguments)
+    from tqdm import tqdm  # here, as --help needs no more than the core
+
+    from handmesh.synthesis.hand_fitting import fit_hands
+
     try:
         if options.output.suffix.lower() != ".npz":
             raise ValueError(f"the converted hands are written as .npz, not as {options.output.name}")

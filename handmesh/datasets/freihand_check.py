@@ -221,8 +221,6 @@ def _check_mano(root: Path, split: Split, mano: HandModelArrays, findings: Findi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `handmesh data freihand`: 0 if the copy is whole, 1 if not."""
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(prog="handmesh data freihand", description="Check a copy of FreiHAND.")
     parser.add_argument("--root", type=Path, required=True, help="the folder with training and evaluation in it")
     parser.add_argument("--thorough", action="store_true", help="open every image and read the vertex tables: minutes")
@@ -230,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--hand-model", type=Path, metavar="MANO", help="your MANO_RIGHT.pkl or .npz, to pose the labels"
     )
     options = parser.parse_args(arguments)
+    from tqdm import tqdm  # here, as --help needs no more than the core
+
     try:
         mano = None if options.hand_model is None else load_hand_model(options.hand_model)
         findings = check_freihand(options.root, thorough=options.thorough, mano=mano, watch=tqdm)

@@ -20,8 +20,7 @@ import numpy as np
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.cutout import hand_opacity
 from handmesh.datasets.sample import HandSample
-from handmesh.model.conventions import Convention
-from handmesh.records import Side
+from handmesh.records import Convention, Side
 
 _log = logging.getLogger(__name__)
 

@@ -27,8 +27,7 @@ from handmesh.crop import Crop, view_rotation
 from handmesh.datasets.photos import WRONG_SPREAD, trusted_labels
 from handmesh.estimator import HandMeshEstimator
 from handmesh.image_folders import image_files
-from handmesh.model.conventions import Convention
-from handmesh.records import Camera, HandMesh, Side, box_iou, box_middle_half, box_of_keypoints, other_side
+from handmesh.records import Camera, Convention, HandMesh, Side, box_iou, box_middle_half, box_of_keypoints, other_side
 
 WEIGHTS = ("fast",)
 TURNS_DEG = (0.0, 25.0, -25.0)
@@ -197,8 +196,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     A user's mistake raises ValueError or FileNotFoundError.
     """
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(prog="handmesh data label", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="photos, with or without a labels.json")
     parser.add_argument(
@@ -212,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="whose spots these networks name on photos; those of 4,506,496 samples and fewer name MediaPipe's",
     )
     options = parser.parse_args(argv)
+    from tqdm import tqdm  # here, as --help needs no more than the core
+
     if len({folder.resolve().name for folder in options.folders}) < len(options.folders):
         raise ValueError("two of the folders have one name, and so would their labels: label them one by one")
     estimators = [HandMeshEstimator.from_pretrained(weights) for weights in options.weights]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
-from handmesh.model.conventions import Convention
-from handmesh.records import Side
+from handmesh.records import Convention, Side
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Target:
 
 def collate(targets: list[Target]) -> Batch:
     """Stack rows into a batch; all but the crops become float32."""
+    import torch
+
     columns = []
     for field in fields(Target):
         column = np.stack([np.asarray(getattr(target, field.name)) for target in targets])

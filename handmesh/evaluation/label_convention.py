@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from handmesh.datasets.mixture import HandDataset
 from handmesh.evaluation.metrics import keypoint_error
-from handmesh.model.conventions import MEDIAPIPE_OFFSETS_MM, PALM_MM, Convention, bone_axes
+from handmesh.model.conventions import MEDIAPIPE_OFFSETS_MM, PALM_MM, bone_axes
 from handmesh.placement import solve_translation
-from handmesh.records import Camera, HandMesh, Side
+from handmesh.records import Camera, Convention, HandMesh, Side
 from handmesh.skeleton import KEYPOINTS
 
 Array = NDArray[np.float64]

@@ -14,8 +14,7 @@ from handmesh.datasets.photos import convention_of, side_is_known, trusted_label
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
-from handmesh.model.conventions import Convention
-from handmesh.records import HandMesh, Side, box_iou, box_of_points
+from handmesh.records import Convention, HandMesh, Side, box_iou, box_of_points
 from handmesh.tracker import HandTracker
 from handmesh.video import open_source, read_picture
 

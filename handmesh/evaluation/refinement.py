@@ -17,8 +17,7 @@ from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.photos import labelled_photos
-from handmesh.model.conventions import Convention
-from handmesh.records import Camera, HandMesh, Side, box_of_points
+from handmesh.records import Camera, Convention, HandMesh, Side, box_of_points
 from handmesh.refine import Refinement
 from handmesh.video import read_picture
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from handmesh.skeleton import FINGER_KNUCKLES, FINGERS, KEYPOINTS
 
 if TYPE_CHECKING:
     from handmesh.model.regressor import Prediction
-
-Convention = Literal["freihand", "mediapipe"]
-"""Whose spots keypoints name: FreiHAND's, which are MANO's joints and tips and ours too, or MediaPipe's."""
 
 _WRIST, _INDEX, _MIDDLE, _LITTLE = (KEYPOINTS.index(name) for name in ("wrist", "index1", "middle1", "little1"))
 

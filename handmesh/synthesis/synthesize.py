@@ -346,8 +346,6 @@ def _write_images(job: Job, index: int, photo: Photo) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module; `handmesh data synthesize` offers the same."""
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(
         prog="handmesh data synthesize",
         description="Render synthetic hands in FreiHAND's layout. What is there already is kept.",
@@ -365,6 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write-vertices", action="store_true", default=None, help="also write verts.json")
     parser.add_argument("--unseen-shapes", action="store_true", help="hands shaped as in no other set, to test on")
     options = vars(parser.parse_args(arguments))
+    from tqdm import tqdm  # here, as --help needs no more than the core
+
     with tqdm(total=options["count"], unit="image", smoothing=0.05) as bar:
         synthesize(
             options.pop("root"),
