@@ -76,7 +76,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pred", type=Path, required=True, metavar="FILE", help="[xyz, verts] in metres, .json")
     parser.add_argument(
-        "--root", type=Path, required=True, metavar="DIR", help="holds evaluation_xyz.json, _verts.json"
+        "--root", type=Path, required=True, metavar="DIR", help="holds evaluation_xyz.json and, for meshes, _verts.json"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores here, .json")
     parser.set_defaults(run=_score)
@@ -97,8 +97,8 @@ def _predict(options: argparse.Namespace) -> None:
     print(f"wrote {len(files)} frames to {options.out} ({rate:.1f} frames a second, reading and writing included)")
     if run.get("boxes") == "detector":
         run["without_detection"] = frames.without_detection
-    if not table_path(options.root, "evaluation", "verts").is_file():
-        print(f"{options.root} has no labels of joints and vertices: score {options.out} where they are")
+    if not table_path(options.root, "evaluation", "xyz").is_file():
+        print(f"{options.root} has no labels of joints: score {options.out} where they are")
         if options.result:
             write_result(options.result, {**run, "data": options.root.name}, digits=9)
         return

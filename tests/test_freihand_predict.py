@@ -269,6 +269,14 @@ def test_parts_of_another_set_are_not_mixed_in(
     assert freihand("predict", "--root", tmp_path / "one", *options) == 0
 
 
+def test_a_set_of_keypoints_alone_is_predicted_and_scored_by_its_joints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_freihand(tmp_path / "set", 2, split="evaluation")
+    assert freihand("predict", "--root", tmp_path / "set", "--out", tmp_path / "pred.json", "--constant") == 0
+    assert "joints alone are scored: the labels have no vertices" in capsys.readouterr().out
+
+
 def test_a_network_of_mano_predicts_manos_mesh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """MANO by .pkl: from a checkpoint through torch, from the exported graph through onnxruntime and OpenVINO."""
     mano_file = write_mano_pickle(tmp_path / "MANO_RIGHT.pkl")

@@ -12,7 +12,7 @@ import pytest
 from freihand_twin import twin_scores
 
 from handmesh.alignment import fit_similarity
-from handmesh.evaluation.freihand_score import Frames, read_prediction, score, score_files, table_row
+from handmesh.evaluation.freihand_score import Frames, read_prediction, score, score_files, summary, table_row
 
 TOLERANCE = 1e-4  # mm, and shares: what the numbers are promised to
 
@@ -161,7 +161,31 @@ def test_score_runs_on_a_file(root: Path) -> None:
     assert "commit" in written["stamp"]
     done = subprocess.run([*command, "--root", root / "x"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "lacks evaluation_xyz.json and evaluation_verts.json" in done.stderr
+    assert "lacks evaluation_xyz.json" in done.stderr
+
+
+def test_labels_without_vertices_score_joints_alone(root: Path) -> None:
+    close = PREDICTIONS["close"]
+    write(root / "pred.json", [close.joints.tolist(), close.vertices.tolist()])
+    whole = score_files(root / "pred.json", root)
+    (root / "evaluation_verts.json").unlink()
+    command = [sys.executable, "eval/freihand.py", "score", "--pred", root / "pred.json", "--root", root]
+    done = subprocess.run([*command, "--out", root / "scores.json"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "joints alone are scored: the labels have no vertices" in done.stdout
+    assert f"| {whole['pa_mpjpe_mm']:.2f} | - | - | - |" in done.stdout
+    found = json.loads((root / "scores.json").read_text())
+    for key in ("mpjpe_mm", "pa_mpjpe_mm", "root_mpjpe_mm", "auc", "pa_auc"):
+        assert found[key] == pytest.approx(whole[key], rel=1e-10)
+    for key in ("mpvpe_mm", "pa_mpvpe_mm", "f5", "f15", "pa_f5", "pa_f15"):
+        assert found[key] is None
+    assert found["label_vertices"] == 0
+
+
+def test_a_prediction_without_vertices_scores_joints_alone() -> None:
+    found = score(Frames(TRUTH.joints, TRUTH.vertices[:, :0]), TRUTH)
+    assert (found["mpjpe_mm"], found["vertices"], found["pa_f5"]) == (0.0, 0, None)
+    assert summary(found)[-1] == "joints alone are scored: the prediction has no vertices"
 
 
 def test_bad_files_are_named(root: Path) -> None:

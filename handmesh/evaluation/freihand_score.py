@@ -42,6 +42,7 @@ Watch = Callable[[Iterable[int]], Iterable[int]]
 class Frames:
     """Hands of N frames in metres, camera axes: joints (N, 21, 3) in FreiHAND's order, vertices (N, V, 3).
 
+    V is 0 where joints alone are known.
     `without_detection` counts the frames in which a detector that was asked found nothing.
     """
 
@@ -72,15 +73,20 @@ def read_prediction(path: Path) -> Frames:
 
 
 def read_truth(root: Path) -> Frames:
-    """The labels ``evaluation_xyz.json`` and ``evaluation_verts.json`` under `root`. Errors as `read_prediction`."""
-    files = [table_path(root, "evaluation", name) for name in ("xyz", "verts")]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    """The labels ``evaluation_xyz.json`` and, if it is there, ``evaluation_verts.json`` under `root`.
+
+    Errors as `read_prediction`.
+    """
+    xyz, verts = (table_path(root, "evaluation", name) for name in ("xyz", "verts"))
+    if not xyz.is_file():
         raise FileNotFoundError(
-            f"{root} lacks {' and '.join(missing)}: the labels come with FreiHAND's evaluation archive "
-            "(FreiHAND_pub_v2_eval), not with the training archive"
+            f"{root} lacks {xyz.name}: FreiHAND's labels come with its evaluation archive (FreiHAND_pub_v2_eval), not "
+            "with the training archive"
         )
-    return Frames(*(stacked(read_json(file), (None, 3), str(file)) for file in files))
+    joints = stacked(read_json(xyz), (None, 3), str(xyz))
+    if not verts.is_file():
+        return Frames(joints, np.empty((len(joints), 0, 3)))
+    return Frames(joints, stacked(read_json(verts), (None, 3), str(verts)))
 
 
 def score_files(prediction: Path, root: Path, watch: Watch = iter) -> Scores:
@@ -89,7 +95,8 @@ def score_files(prediction: Path, root: Path, watch: Watch = iter) -> Scores:
 
 
 def score(predicted: Frames, truth: Frames, watch: Watch = iter) -> Scores:
-    """All measures: lengths in mm, AUC and F-scores in 0 to 1; None for vertex errors where the meshes differ.
+    """All measures: lengths in mm, AUC and F-scores in 0 to 1; None for vertex errors where the meshes differ, and for
+    F-scores too where there are no vertices (``vertices`` or ``label_vertices`` is 0): joints alone are scored then.
 
     ``mpjpe_mm mpvpe_mm auc vertex_auc f5 f15`` are without alignment; those with ``pa_`` after the official alignment
     of joints and of vertices, each by themselves; with ``pa_proper_`` after one without reflections (only where a frame
@@ -105,7 +112,7 @@ def score(predicted: Frames, truth: Frames, watch: Watch = iter) -> Scores:
         _check_finite(array, f"predicted {name}")
     for name, array in (("joints", truth.joints), ("vertices", truth.vertices)):
         _check_finite(array, f"labelled {name}")
-    same_mesh = predicted.vertices.shape == truth.vertices.shape
+    same_mesh = predicted.vertices.shape == truth.vertices.shape and truth.vertices.size > 0
     scores: Scores = {
         "frames": count,
         "vertices": predicted.vertices.shape[1],
@@ -127,6 +134,8 @@ def score(predicted: Frames, truth: Frames, watch: Watch = iter) -> Scores:
         scores |= vertices.scores(truth.vertices, "mpvpe_mm", "vertex_auc")
         scores |= {"reflected_vertices": len(vertices.reflected)}
         return scores | _f_scores(predicted.vertices, vertices, truth.vertices, watch)
+    if not (predicted.vertices.size and truth.vertices.size):
+        return scores | dict.fromkeys(("f5", "f15", "pa_f5", "pa_f15"))
     return scores | _f_scores_of_other_mesh(predicted, truth, watch)
 
 
@@ -282,4 +291,9 @@ def _f_of(points: Array, truth: KDTree) -> list[float]:
 
 def summary(scores: Scores) -> Sequence[str]:
     """The scores in lines to read."""
-    return [f"{key} = {'-' if value is None else f'{value:.6g}'}" for key, value in scores.items()]
+    lines = [f"{key} = {'-' if value is None else f'{value:.6g}'}" for key, value in scores.items()]
+    if not (scores["vertices"] and scores["label_vertices"]):
+        lines.append(
+            f"joints alone are scored: the {'labels have' if scores['vertices'] else 'prediction has'} no vertices"
+        )
+    return lines
