@@ -333,13 +333,58 @@ def test_renders_keep_their_own_rotations_to_their_own_model(tmp_path: Path) -> 
     assert FreiHandDataset(tmp_path, mano=mano)[0].rotations is None
 
 
-def test_a_rendered_split_needs_neither_counts_nor_the_other_split(tmp_path: Path) -> None:
-    write_images(tmp_path / "evaluation" / "rgb", 2)
-    for name in ("K", "xyz"):
-        write_table(tmp_path, "evaluation", name, 2)
-    assert check_freihand(tmp_path).problems != []
-    (tmp_path / "evaluation_synthesis.json").write_text("{}")
-    assert check_freihand(tmp_path).problems == []
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A set in FreiHAND's layout: 5 frames in two pictures each, another camera, no masks and no parameters."""
+    write_images(tmp_path / "training" / "rgb", 10)
+    for name in ("K", "xyz", "scale"):
+        write_table(tmp_path, "training", name, 5)
+    swap(tmp_path / "training_K.json", lambda rows: [[[4e2, 0, 97.3], *row[1:]] for row in rows])
+    return tmp_path
+
+
+def test_a_set_of_ones_own_is_held_against_itself(own: Path) -> None:
+    findings = check_freihand(own)
+    assert findings.problems == []
+    assert "none of the published counts: a set of its own, checked against itself" in findings.facts
+    assert FreiHandDataset(own).copies == 2
+    (own / "training" / "rgb" / "00000007.jpg").unlink()
+    swap(own / "training_scale.json", lambda rows: rows[:4])
+    swap(own / "training_xyz.json", lambda rows: (1e3 * np.array(rows)).tolist())
+    write_images(own / "training" / "mask", 6)
+    problems = check_freihand(own).problems
+    assert problems[0] == "training: training_scale.json holds 4 annotations instead of 5"
+    assert "metres are wanted" in problems[1]
+    assert problems[2:] == [
+        "training/rgb: 1 of 10 images are missing, the first is 00000007.jpg",
+        "training/mask: 1 images more than 5, the first is 00000005.jpg",
+    ]
+
+
+def test_a_set_of_ones_own_needs_its_keypoints(own: Path) -> None:
+    (own / "training_xyz.json").unlink()
+    assert check_freihand(own).problems == ["training: training_xyz.json is missing"]
+
+
+def test_what_calls_itself_the_published_archive_is_held_against_it(own: Path) -> None:
+    claims = own / "FreiHAND_pub_v2"
+    claims.mkdir()
+    for path in own.glob("training*"):
+        path.rename(claims / path.name)
+    problems = check_freihand(claims).problems
+    assert "training: training_K.json holds 5 annotations instead of 32560" in problems
+    assert "evaluation: neither evaluation/rgb nor evaluation_K.json is there" in problems
+
+
+def test_a_rendered_split_is_no_published_one_whatever_its_count(few: Path) -> None:
+    (few / "training_synthesis.json").write_text("{}")
+    (few / "training_mano.json").unlink()
+    write_images(few / "x", 6)
+    shutil.rmtree(few / "training" / "rgb")
+    (few / "x").rename(few / "training" / "rgb")
+    findings = check_freihand(few)
+    assert findings.problems == []
+    assert "training rendered by handmesh" in findings.facts
 
 
 def test_findings_go_on_after_an_error() -> None:

@@ -41,7 +41,7 @@ class FreiHandDataset:
         broken = ~np.isfinite(self.joints).all((1, 2))
         if broken.any():
             raise ValueError(f"{self.root}/{split}: annotations {np.flatnonzero(broken)[:10].tolist()} are not finite")
-        _check_metres(self.joints, f"{self.root}/{split}")
+        check_joints(self.joints, f"{self.root}/{split}")
         self.rotations: NDArray[np.float64] | None = None
         self.betas: NDArray[np.float64] | None = None
         self.meta: dict[str, np.ndarray] = {}
@@ -84,10 +84,13 @@ class FreiHandDataset:
         )
 
 
-def _check_metres(joints: NDArray[np.float64], where: str) -> None:
+def check_joints(joints: NDArray[np.float64], where: str) -> None:
     """ValueError for joints (N, 21, 3) in other axes or units than ours."""
-    if (joints[..., 2] <= 0.0).any():
-        raise ValueError(f"{where}: hands lie behind the camera: x right, y down and z forward are wanted")
+    behind = np.flatnonzero((joints[..., 2] <= 0.0).any(1))
+    if len(behind):
+        raise ValueError(
+            f"{where}: hands {behind[:5].tolist()} lie behind the camera: x right, y down and z forward are wanted"
+        )
     palm = float(np.median(np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1)))
     if not PALM_RANGE_M[0] < palm < PALM_RANGE_M[1]:
         raise ValueError(f"{where}: hands have {palm:.3g} from wrist to middle knuckle: metres are wanted")

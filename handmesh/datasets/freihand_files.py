@@ -206,9 +206,14 @@ def gaps(numbers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(count), numbers)
 
 
+def copies_of(numbers: NDArray[np.int64], frames: int) -> int:
+    """How many images each of so many frames has, by the highest of sorted numbers; at least 1."""
+    return -(-(int(numbers[-1]) + 1) // frames) if len(numbers) and frames else 1
+
+
 def _count_copies(folder: Path, frames: int) -> int:
     numbers = image_numbers(folder)
-    copies = -(-(int(numbers[-1]) + 1) // frames) if len(numbers) else 1
+    copies = copies_of(numbers, frames)
     missing = gaps(numbers, copies * frames)
     if len(missing):
         names = ", ".join(f"{number:08d}.jpg" for number in missing[:3])
