@@ -148,6 +148,24 @@ def test_ctrl_c_saves_before_it_ends_the_run(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_named(tmp_path):
+    resource = pytest.importorskip("resource")  # which Windows lacks
+    trainer(tmp_path).run(minutes=0.0)
+    before = (tmp_path / "last.pt").read_bytes()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = trainer(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk, a write that the system refuses
+    try:
+        with pytest.raises(OSError, match=r"File too large: make room and go on; .*last\.pt"):
+            run.run(minutes=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert trainer(tmp_path).step == 1
+
+
 def test_a_torn_row_of_a_log_is_dropped(tmp_path):
     log = tmp_path / "log.csv"
     for row in ({"seen": 1, "loss": 2.0}, {"seen": 2, "loss": 1.0}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,9 +97,25 @@ def wrist_relative_hand(
 
 def save_network(network: HandRegressor, path: Path, **extra: Any) -> None:
     """Write config and weights to `path` at once; extra entries must be plain values or tensors."""
-    with written_whole(path) as temporary:
-        facts = {"config": asdict(network.config), "vertices": network.hand_model.vertex_count}
-        torch.save({**facts, "network": network.state_dict(), **extra}, temporary)
+    facts = {"config": asdict(network.config), "vertices": network.hand_model.vertex_count}
+    save_checkpoint({**facts, "network": network.state_dict(), **extra}, path)
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write plain values and tensors to `path`, whole or not at all, for `read_checkpoint`.
+
+    Raises OSError that names the file where it cannot be written, such as for a full disk.
+    """
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch trips over its own end of a file that the system refused to go on with
+            reason = error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(
+                reason.errno, f"{reason.strerror}: make room and go on; what stood there is as it was", str(path)
+            ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from handmesh.datasets.sample import Batch
 from handmesh.evaluation.backbones import PEERS
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.model.ablated import build_arm, folded_arm
-from handmesh.model.regressor import HandRegressor, NetworkConfig
+from handmesh.model.regressor import HandRegressor, NetworkConfig, save_checkpoint
 from handmesh.training.config import TrainConfig
 from handmesh.training.loop import Trainer
 from handmesh.training.losses import training_loss
@@ -110,8 +110,7 @@ class CachedBatches(Dataset[Batch]):
         if path.is_file():
             return Batch(**torch.load(path, weights_only=True))
         batch = self.stream[step]
-        with written_whole(path) as temporary:
-            torch.save(batch._asdict(), temporary)
+        save_checkpoint(batch._asdict(), path)
         return batch
 
 

@@ -43,7 +43,7 @@ from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
 from handmesh.mistakes import in_one_line
 from handmesh.model.deploy import read_graph, register_weights, stored_weights
 from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector, turn
-from handmesh.model.regressor import read_checkpoint
+from handmesh.model.regressor import read_checkpoint, save_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
@@ -259,8 +259,7 @@ class DetectorTrainer:
             "batch_size": self.config.batch_size,
         }
         for name, content in (("last.pt", full), ("network.pt", averaged)):
-            with written_whole(self.folder / name) as temporary:
-                torch.save(content, temporary)
+            save_checkpoint(content, self.folder / name)
 
     def _batches(self, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         order = range(self.step, self.stream.steps)

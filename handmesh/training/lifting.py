@@ -20,14 +20,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from handmesh.assets import load_hand_model
-from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.mistakes import in_one_line
 from handmesh.model.conventions import hand_size
 from handmesh.model.hand_model import HandModel, only_keypoints
 from handmesh.model.head import Lifter, decode_parameters
-from handmesh.model.regressor import wrist_relative_hand
+from handmesh.model.regressor import save_checkpoint, wrist_relative_hand
 
 _log = logging.getLogger(__name__)
 
@@ -122,8 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     lifter = Lifter()
     error = pretrain(lifter, PoseBatches(labels.rotations, labels.betas), steps=args.steps)
-    with written_whole(args.out) as temporary:
-        torch.save({"lift": lifter.state_dict(), "joints_mm": error}, temporary)
+    save_checkpoint({"lift": lifter.state_dict(), "joints_mm": error}, args.out)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from handmesh.atomic import written_whole
 from handmesh.image_folders import image_files
 from handmesh.mistakes import in_one_line
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS, ActivationName, Variant, build_backbone
-from handmesh.model.regressor import read_checkpoint
+from handmesh.model.regressor import read_checkpoint, save_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
 from handmesh.training.curves import append_row
@@ -364,8 +363,7 @@ class _Run:
             "activation": self.config.activation,
             "losses": self.recent.tolist(),
         }
-        with written_whole(self.config.checkpoint) as temporary:
-            torch.save(state, temporary)
+        save_checkpoint(state, self.config.checkpoint)
 
 
 def _worker(rank: int, config: WarmStartConfig, resume: bool) -> None:
