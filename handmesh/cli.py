@@ -16,7 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handmesh.mistakes import in_one_line, is_ours
+from handmesh.mistakes import in_one_line, is_ours, stop_asked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -673,22 +673,11 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _frames_until_ctrl_c(source: FrameSource) -> Generator[NDArray[np.uint8], None, None]:
     """A source's frames; of a camera to the first Ctrl-C, as it has no end of its own. A second one stops all."""
-    wanted = True
-
-    def enough(*_: object) -> None:
-        nonlocal wanted
-        wanted = False
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, enough) if source.live else None
-    try:
+    with stop_asked(*([signal.SIGINT] if source.live else [])) as stopped:
         for frame, _ in source:
             yield frame
-            if not wanted:
+            if stopped():
                 return
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
 
 
 def _calibrate_hand(options: argparse.Namespace) -> int:

@@ -1,11 +1,12 @@
-"""Programs that say users' mistakes in one line."""
+"""Programs that say users' mistakes in one line, and that end well when they are asked to."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def in_one_line(program: Callable[[], int | None]) -> int:
@@ -30,6 +31,28 @@ def in_one_line(program: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def stop_asked(*signals: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Whether one of the signals has come since: what is begun can be ended. A second one raises KeyboardInterrupt.
+
+    Signals come to the main thread alone: in others nobody asks.
+    """
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in signals if main}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_ours(error: ModuleNotFoundError) -> bool:

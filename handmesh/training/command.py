@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from handmesh.datasets.mixture import HandDataset, Mixture
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
 from handmesh.evaluation.report import git, stamp
+from handmesh.mistakes import stop_asked
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS
 from handmesh.model.head import HEADS
 from handmesh.training.config import PRESETS, TrainConfig
@@ -186,31 +185,10 @@ def _train(options: argparse.Namespace) -> None:
         )
         if trainer.rank == 0:
             write_run_facts(options.out, config, options)
-        with _stop_asked() as stopped:
+        with stop_asked(signal.SIGINT, signal.SIGTERM) as stopped:
             done = trainer.run(minutes=options.minutes, measure_every=options.measure_every, stopped=stopped)
             if stopped() and not done:
                 raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _stop_asked() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has asked for an end since: the step is then the last. Asked twice, it ends at once."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
