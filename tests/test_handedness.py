@@ -77,7 +77,7 @@ def test_both_sides_are_asked_until_sure_and_when_in_doubt():
 
 
 def test_a_sure_partner_outweighs_weak_evidence_and_not_strong():
-    sure, weak, strong = (SideBelief(heard(opinion), 20) for opinion in (4.0, 0.6, 3.0))
+    sure, weak, strong = (SideBelief(heard(opinion), 20) for opinion in (4.0, 0.6, 2.0))
     assert weak.decide(sure)
     assert (weak.side, sure.side) == ("left", "right")
     assert not weak.decide(sure)

@@ -459,6 +459,89 @@ def test_a_hand_lost_and_detected_near_its_place_goes_on(scripted, dim_frame):
     np.testing.assert_allclose(center(second), 0.5 * (B[:2] + B[2:]), atol=15)
 
 
+def see_only(scripted: ScriptedEstimator, *hands: tuple[np.ndarray, float]) -> None:
+    """Crops near these boxes show a hand there, with these log odds of a right one; others show none."""
+
+    def see(box, side):
+        for place, right in hands:
+            if np.abs(np.subtract(box, place)[:2]).max() < 90:
+                return scripted.hand_at(place, side, 0.9, 1 / (1 + np.exp(-right if side == "right" else right)))
+        return scripted.hand_at(box, side, 0.1, 0.5)
+
+    scripted.see = see
+
+
+@pytest.mark.parametrize(("first", "second", "stays"), [(0.0, 3.0, False), (3.0, 3.0, True), (0.0, 0.5, True)])
+def test_what_is_hardly_a_hand_makes_room_for_a_sure_one(scripted, dim_frame, first, second, stays):
+    tracker = HandTracker(scripted, max_hands=1, smoothing=None)
+    see_only(scripted, (A, first), (B, second))
+    scripted.found = [Detection(A, "right", 0.9)]
+    for k in range(20):
+        assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0]
+    scripted.found = [Detection(B, "right", 0.9)]
+    for k in range(20, 40):
+        (hand,) = tracker(dim_frame, k / FPS)
+    assert (hand.track_id == 0) == stays
+
+
+def test_where_one_place_is_left_a_known_hand_comes_before_a_stranger(scripted, dim_frame):
+    middle = np.array([250.0, 330, 380, 460])
+    tracker = HandTracker(scripted, smoothing=None, detect_every=1, bridge_frames=0)
+    see_only(scripted, (A, 3.0), (B, -3.0))
+    scripted.found = [Detection(A, "right", 0.9), Detection(B, "left", 0.9)]
+    for k in range(10):
+        assert [hand.track_id for hand in tracker(dim_frame, k / FPS)] == [0, 1]
+    see_only(scripted, (B, -3.0))
+    scripted.found = []
+    assert [hand.track_id for hand in tracker(dim_frame, 10 / FPS)] == [1]
+    see_only(scripted, (A, 3.0), (B, -3.0), (middle, -3.0))
+    scripted.found = [Detection(middle, "left", 0.95), Detection(A, "right", 0.9)]
+    assert [hand.track_id for hand in tracker(dim_frame, 11 / FPS)] == [0, 1]
+
+
+def test_a_hand_in_sight_is_given_out_before_one_that_has_just_gone(scripted, dim_frame):
+    tracker = HandTracker(scripted, max_hands=1, smoothing=None)
+    see_only(scripted, (A, 3.0))
+    scripted.found = [Detection(A, "right", 0.9)]
+    tracker(dim_frame, 0.0)
+    see_only(scripted, (B, -3.0))
+    scripted.found = [Detection(B, "left", 0.9)]
+    for k in range(1, 3):
+        (hand,) = tracker(dim_frame, k / FPS)
+    assert (hand.track_id, hand.side) == (1, "left")
+    assert hand.score > 0.5
+
+
+def test_a_hand_that_has_gone_is_searched_for_at_once_though_another_is_in_sight(scripted, dim_frame):
+    moved = np.add(A, [0, 190, 0, 190])
+    tracker = HandTracker(scripted, smoothing=None, detect_every=30)
+    see_only(scripted, (A, 3.0), (B, -3.0))
+    scripted.found = [Detection(A, "right", 0.9), Detection(B, "left", 0.9)]
+    for k in range(10):
+        tracker(dim_frame, k / FPS)
+    see_only(scripted, (moved, 3.0), (B, -3.0))
+    scripted.found = [Detection(moved, "right", 0.9), Detection(B, "left", 0.9)]
+    for k in range(10, 13):
+        hands = tracker(dim_frame, k / FPS)
+    assert [hand.track_id for hand in hands] == [0, 1]
+    np.testing.assert_allclose(center(hands[0]), 0.5 * (moved[:2] + moved[2:]), atol=15)
+
+
+def test_a_hand_at_the_edge_that_can_only_be_one_lost_hand_does_not_wait(scripted, dim_frame):
+    edge = np.array([-65.0, 150, 65, 280])
+    tracker = HandTracker(scripted, smoothing=None, detect_every=1, bridge_frames=0)
+    see_only(scripted, (A, 3.0))
+    scripted.found = [Detection(A, "right", 0.9)]
+    for k in range(5):
+        tracker(dim_frame, k / FPS)
+    see_only(scripted)
+    scripted.found = []
+    assert tracker(dim_frame, 5 / FPS) == []
+    see_only(scripted, (edge, 3.0))
+    scripted.found = [Detection(edge, "right", 0.9)]
+    assert [hand.track_id for hand in tracker(dim_frame, 6 / FPS)] == [0]
+
+
 def test_a_hand_that_stays_at_the_edge_waits_no_longer_than_it_should(scripted, dim_frame):
     """Two lost hands may be the one at the edge, and the detector does not look for it in every frame."""
     middle, edge = np.array([250.0, 330, 380, 460]), np.array([-65.0, 150, 65, 280])
@@ -486,6 +569,15 @@ def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
         (hand,) = video.show((200 + 6 * k, 150, 130, "right"))
         assert hand.track_id == 0
     assert video.detections == 10
+
+
+def test_a_detection_of_a_hand_in_sight_costs_no_crop(scripted, dim_frame):
+    tracker = HandTracker(scripted, smoothing=None, detect_every=1)
+    see_only(scripted, (A, 3.0))
+    for k in range(10):
+        scripted.found = [Detection(A + 12 * (k % 2), "right", 0.9)]
+        tracker(dim_frame, k / FPS)
+    assert len(scripted.seen) == 1
 
 
 def test_a_doubtful_detection_is_left_to_the_next_frames(scripted, dim_frame):

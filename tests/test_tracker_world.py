@@ -221,6 +221,60 @@ def test_a_network_that_is_always_wrong_about_one_hand_is_told_by_the_other(patt
     assert sides[-1] == ["right", "left"]
 
 
+@pytest.mark.parametrize("max_hands", [3, 4])
+def test_two_hands_where_more_are_allowed_need_not_be_a_pair(pattern, max_hands):
+    """They may be of two people: each is what is heard of it."""
+    actors = [
+        Actor("right", lambda t: (170, 260, 170), side_log_odds=3.0),
+        Actor("right", lambda t: (470, 260, 170), side_log_odds=0.6),
+    ]
+    tracker = HandTracker(World(pattern, actors, 0, side_noise=0.1), max_hands, smoothing=None)
+    sides = [[hand.side for hand in tracker(FRAME, k / FPS)] for k in range(20)]
+    assert sides[-1] == ["right", "right"]
+
+
+class BlindLater(World):
+    """The detector finds nothing after the first half second."""
+
+    def detect(self, frame):
+        return super().detect(frame) if self.time_s < 0.5 else []
+
+
+def test_a_hand_that_another_one_passes_is_followed_on_without_the_detector(pattern):
+    actors = [
+        Actor("left", lambda t: (ease(520, 80, t, 0.6, 1.8), 260, 160)),
+        Actor("right", lambda t: (300, 260, 160)),
+    ]
+    world = BlindLater(pattern, actors, 0, side_noise=0.5)
+    tracker = HandTracker(world, smoothing=None, bridge_frames=0)
+    counts = []
+    for k in range(75):
+        world.time_s = k / FPS
+        hands = tracker(FRAME, world.time_s)
+        counts.append(len(hands))
+        if k == 15:
+            numbers = {hand.side: hand.track_id for hand in hands}
+    assert min(counts[15:]) == 1  # it was out of sight
+    assert {hand.side: hand.track_id for hand in hands} == numbers
+    assert len(numbers) == 2
+
+
+def test_a_hand_that_stays_behind_another_is_looked_for_no_longer_than_it_should(pattern):
+    actors = [
+        Actor("left", lambda t: (ease(520, 300, t, 0.6, 1.2), 260, 160)),
+        Actor("right", lambda t: (300, 260, 160)),
+    ]
+    world = BlindLater(pattern, actors, 0, side_noise=0.5)
+    tracker = HandTracker(world, smoothing=None)
+    runs = []
+    for k in range(100):
+        world.time_s, world.runs = k / FPS, 0
+        tracker(FRAME, world.time_s)
+        runs.append(world.runs)
+    assert min(runs[40:55]) > 1  # it may come out on either side
+    assert max(runs[80:]) == 1
+
+
 def test_of_three_hands_none_is_told_by_the_others(pattern):
     actors = [Actor("right", lambda t, x=x: (x, 260, 120)) for x in (120, 320, 520)]
     tracker = HandTracker(World(pattern, actors, 0, side_noise=0.5), 3, smoothing=None)
