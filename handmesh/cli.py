@@ -178,8 +178,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--parquet", action="store_true", help="as Parquet (scale extra) instead of .npz")
     many.add_argument("--vertices", action="store_true", help="with the meshes' vertices, 20 kB a hand instead of 1")
     many.add_argument("--workers", type=_positive, metavar="N", help="processes, or actors on Ray (one a processor)")
-    many.add_argument("--batch", type=_positive, default=8, metavar="N", help="frames in a run (%(default)s)")
-    many.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine or a Ray cluster")
+    many.add_argument("--batch", type=_positive, metavar="N", help="frames in a run (8)")
+    many.add_argument("--engine", choices=["local", "ray"], help="this machine or a Ray cluster (local)")
     many.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster (RAY_ADDRESS, or one that is started)")
 
 
@@ -465,8 +465,13 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
 
 def _check_no_job_is_meant(options: argparse.Namespace) -> None:
     """ValueError for options that only `_job` follows."""
-    if options.parquet or options.workers is not None:
-        raise ValueError("--parquet and --workers are for --results: give it, or leave them out")
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("parquet", "vertices", "workers", "batch", "engine", "ray_address")
+        if getattr(options, name)
+    ]
+    if given:
+        raise ValueError(f"{', '.join(given)}: only for --results; give it, or leave them out")
 
 
 def _check_what_is_saved(options: argparse.Namespace) -> None:
@@ -500,7 +505,7 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
         camera=_camera(options),
         table="parquet" if options.parquet else "npz",
         vertices=options.vertices,
-        batch=options.batch,
+        batch=options.batch or 8,
         **({"max_frames": options.max_frames, "max_hands": options.max_hands} if kind == "video" else {}),
     )
     try:
@@ -508,7 +513,7 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
             files,
             task,
             options.results,
-            engine=options.engine,
+            engine=options.engine or "local",
             workers=options.workers,
             threads=options.threads,
             address=options.ray_address,
@@ -640,7 +645,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     if not (columns.isdecimal() and rows.isdecimal()):
         raise ValueError(f"--board must be COLUMNSxROWS such as 9x6, not {options.board!r}")
     marker_m = 1e-3 * (options.marker_mm or 0.0)
-    kind = "charuco" if options.marker_mm else "checkerboard"
+    kind = "checkerboard" if options.marker_mm is None else "charuco"
     board = Board(kind, int(columns), int(rows), 1e-3 * options.square_mm, marker_m, options.dictionary)
     if options.draw is not None:
         write_picture(options.draw, board.draw())

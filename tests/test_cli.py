@@ -589,8 +589,12 @@ def test_a_hand_file_gives_way_to_the_key_that_measures(clip, estimator, monkeyp
     ("arguments", "message"),
     [
         (["image", "demos/sample_1.jpg", "--out", "x.gif"], "must be a folder, or a file that ends in .jpg"),
-        (["image", "demos/sample_1.jpg", "--workers", "2"], "are for --results"),
-        (["video", "handmesh/assets/sample.mp4", "--parquet"], "are for --results"),
+        (["image", "demos/sample_1.jpg", "--workers", "2"], "--workers: only for --results"),
+        (["image", "demos/sample_1.jpg", "--vertices", "--batch", "8"], "--vertices, --batch: only for --results"),
+        (
+            ["video", "handmesh/assets/sample.mp4", "--parquet", "--engine", "local"],
+            "--parquet, --engine: only for --results",
+        ),
         (["video", "sample", "--format", "glb"], "--format is of the meshes in a folder: name a folder by --save"),
         (["video", "sample", "--format", "obj", "--save", "x.npz"], "--format is of the meshes in a folder"),
         (["video", "sample", "--keypoints", "openxr"], "name a .json or .npz by --save, or leave it out"),
