@@ -465,13 +465,14 @@ def _draw_video(tracker: HandTracker, video: Path, output: Path, save: Path | No
 
 def _check_no_job_is_meant(options: argparse.Namespace) -> None:
     """ValueError for options that only `_job` follows."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("parquet", "vertices", "workers", "batch", "engine", "ray_address")
-        if getattr(options, name)
-    ]
+    given = _given(options, "parquet", "vertices", "workers", "batch", "engine", "ray_address")
     if given:
-        raise ValueError(f"{', '.join(given)}: only for --results; give it, or leave them out")
+        raise ValueError(f"{given}: only for --results; give it, or leave them out")
+
+
+def _given(options: argparse.Namespace, *names: str) -> str:
+    """Which of these options a user has given, as they are typed; a command need not have them all."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(options, name, None))
 
 
 def _check_what_is_saved(options: argparse.Namespace) -> None:
@@ -489,11 +490,9 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
     from handmesh.bulk.job import INDEX, run_job
     from handmesh.bulk.worker import Task
 
-    drawing = [name for name in ("out", "save", "format", "keypoints") if getattr(options, name, None) is not None]
+    drawing = _given(options, "out", "save", "format", "keypoints")
     if drawing:
-        raise ValueError(
-            f"with --results nothing is drawn and no mesh file written: leave out --{', --'.join(drawing)}"
-        )
+        raise ValueError(f"with --results nothing is drawn and no mesh file written: leave out {drawing}")
     if options.hand is not None or options.refine:
         raise ValueError("--results takes hands as the network sees them: leave out --hand and --refine")
     task = Task(
