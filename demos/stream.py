@@ -21,7 +21,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from handmesh.server.access import TOKEN_CODE
+from handmesh.server.access import CLOSE_CODE
 from handmesh.server.wire import HandFrame, decode
 from handmesh.skeleton import FINGERTIPS, KEYPOINTS
 from handmesh.video import open_source
@@ -42,7 +42,7 @@ def main() -> None:
             f"error: {error.verify_message}: give a self-made --certificate, and in --url a name that it is for"
         ) from None
     except ConnectionClosed as error:
-        what = "give the right --token: " if error.rcvd and error.rcvd.code == TOKEN_CODE else ""
+        what = "give the right --token: " if error.rcvd and error.rcvd.code == CLOSE_CODE + 401 else ""
         raise SystemExit(f"error: {what}{(error.rcvd and error.rcvd.reason) or error}") from None
     except (OSError, ValueError, WebSocketException) as error:
         raise SystemExit(f"error: {error}") from None

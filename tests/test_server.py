@@ -734,8 +734,16 @@ def test_other_sites_pages_are_refused_unless_allowed(serve):
     assert client.get("/v1/info", headers={"Origin": "http://127.0.0.1:8765"}).status_code == 200
     answer = client.get("/v1/info", headers={"Origin": "http://localhost:8000"})
     assert answer.headers["access-control-allow-origin"] == "http://localhost:8000"
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/stream", headers={"Origin": "http://x.y"}):
-        pass
+    for origin in ("http://x.y", f"http://{'ä' * 90}.example"):
+        foreign = {"Origin": origin.encode("latin-1")}
+        with (
+            client.websocket_connect("/v1/stream", headers=foreign) as ws,
+            pytest.raises(WebSocketDisconnect) as refused,
+        ):
+            ws.receive_json()
+        assert refused.value.code == 4403
+        assert refused.value.reason.startswith("pages of http://")
+        assert len(refused.value.reason.encode()) <= 123
 
 
 def test_allowed_sites_pages_may_post(serve):
@@ -762,6 +770,9 @@ def test_requests_have_a_rate(serve):
     assert statuses[:4] == [200] * 4
     assert 429 in statuses
     assert client.get("/").status_code == 200
+    with client.websocket_connect("/v1/stream") as ws, pytest.raises(WebSocketDisconnect) as refused:
+        ws.receive_json()
+    assert (refused.value.code, refused.value.reason[:36]) == (4429, "more than 2 requests a second: wait ")
 
 
 def test_guesses_at_the_token_have_a_rate_too(serve):

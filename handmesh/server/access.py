@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketClose
+from starlette.websockets import WebSocket
 
 SUBPROTOCOL = "handmesh"
 """Of WebSockets. Browsers cannot set headers there, so the token may come as a second protocol, ``token.<token>``."""
@@ -26,8 +26,10 @@ _TOKEN_PROTOCOL = "token."
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
 _API = "/v1/"
 
-TOKEN_CODE = 4401
-"""With which WebSockets are closed whose token is missing or wrong: HTTP's status, among the codes that are free."""
+CLOSE_CODE = 4000
+"""WebSockets that are refused are closed with this plus HTTP's status, among the codes that are free for programs."""
+
+_REASON_BYTES = 123  # that a WebSocket's closing message has room for
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -157,20 +159,19 @@ class Gate:
         wait_s = self._wait_s(scope) if counts and scope["path"].startswith(_API) else 0.0
         if wait_s > 0:
             refusal = 429, f"more than {self._access.requests_per_s:g} requests a second: wait {wait_s:.1f} s"
-        if scope["type"] == "websocket" and refusal is not None and refusal[0] == 401:
+        if scope["type"] == "http":
+            send = _with_headers(send)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        status, reason = refusal
+        if scope["type"] == "websocket":
             socket = WebSocket(scope, receive, send)
             await accept(socket)  # a handshake that is refused cannot say why
-            await socket.close(TOKEN_CODE, refusal[1])
+            await socket.close(CLOSE_CODE + status, reason.encode()[:_REASON_BYTES].decode(errors="ignore"))
             return
-        if scope["type"] == "websocket":
-            answer = self._app if refusal is None else WebSocketClose(1008, refusal[1][:120])
-            await answer(scope, receive, send)
-            return
-        answer = self._app
-        if refusal is not None:
-            extra = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": f"{int(wait_s) + 1}"}}
-            answer = JSONResponse({"detail": refusal[1]}, refusal[0], extra.get(refusal[0]))
-        await answer(scope, receive, _with_headers(send))
+        extra = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": f"{int(wait_s) + 1}"}}
+        await JSONResponse({"detail": reason}, status, extra.get(status))(scope, receive, send)
 
     def _wait_s(self, scope: Scope) -> float:
         address = scope["client"][0] if scope.get("client") else ""
