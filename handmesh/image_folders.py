@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+HELD_OUT_PERCENT = 15  # of the hand-free pictures
+VIEWS_PER_PANORAMA = 8  # `hdri_crops` shows each panorama this often, in sequence
 
 _log = logging.getLogger(__name__)
 
@@ -24,10 +27,21 @@ def image_files(folder: Path | str) -> list[Path]:
     return files
 
 
-def load_images(folders: Sequence[Path | str], longest_px: int, *, smallest_px: int = 0) -> list[np.ndarray]:
+def is_held_out(path: Path) -> bool:
+    """Whether a hand-free picture is kept out of training: fixed by its name and folder, by panorama for its views."""
+    folder, group = path.parent.name, path.stem
+    if folder == "hdri_crops" and group.isdigit():
+        group = str(int(group) // VIEWS_PER_PANORAMA)
+    return zlib.crc32(f"{folder}/{group}".encode()) % 100 < HELD_OUT_PERCENT
+
+
+def load_images(
+    folders: Sequence[Path | str], longest_px: int, *, smallest_px: int = 0, held_out: bool = True
+) -> list[np.ndarray]:
     """All images below some folders, in the order of their paths, uint8 RGB shrunk to `longest_px`.
 
-    Those that cannot be read are left out with a warning, those whose shorter side is below `smallest_px` without one.
+    Those that cannot be read are left out with a warning, those whose shorter side is below `smallest_px` without one,
+    and so are those that `is_held_out`, unless `held_out`.
     Raises FileNotFoundError for a folder that is missing or holds no image file, ValueError for one of which none is
     left.
     """
@@ -38,6 +52,8 @@ def load_images(folders: Sequence[Path | str], longest_px: int, *, smallest_px: 
         before = len(images)
         unreadable: list[Path] = []
         for path in image_files(folder):
+            if is_held_out(path) and not held_out:
+                continue
             image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
             if image is None:
                 unreadable.append(path)
@@ -49,5 +65,7 @@ def load_images(folders: Sequence[Path | str], longest_px: int, *, smallest_px: 
         if unreadable:
             _log.warning("%d images below %s cannot be read, such as %s", len(unreadable), folder, unreadable[0])
         if len(images) == before:
-            raise ValueError(f"no image below {folder} can be read and has sides of {smallest_px} px or more")
+            wanted = f"can be read and has sides of {smallest_px} px or more"
+            kept = "" if held_out else f"; about {HELD_OUT_PERCENT} % are kept out of training, by name"
+            raise ValueError(f"no image below {folder} {wanted}{kept}")
     return images

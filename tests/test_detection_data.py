@@ -12,14 +12,12 @@ import pytest
 
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.detection import (
-    HELD_OUT_PERCENT,
     TEST_SETS,
     TRAIN_SETS,
     VALIDATION_SETS,
     Hands,
     Photo,
     encode,
-    is_held_out,
     load_arms,
     load_cutouts,
     load_photos,
@@ -35,6 +33,7 @@ from handmesh.datasets.frame_composer import (
     paste,
     paste_hand,
 )
+from handmesh.image_folders import HELD_OUT_PERCENT, is_held_out
 
 WIDTH, HEIGHT, STRIDE = 256, 192, 8
 
@@ -68,10 +67,10 @@ def test_no_set_is_in_two_splits() -> None:
 
 
 def test_held_out_share_is_as_stated_and_panoramas_stay_together() -> None:
-    share = np.mean([is_held_out("clothing", f"{i:05d}") for i in range(4000)])
+    share = np.mean([is_held_out(Path(f"clothing/{i:05d}.jpg")) for i in range(4000)])
     assert share == pytest.approx(HELD_OUT_PERCENT / 100, abs=0.02)
     for panorama in range(18):
-        views = {is_held_out("hdri_crops", f"{8 * panorama + view:05d}") for view in range(8)}
+        views = {is_held_out(Path(f"hdri_crops/{8 * panorama + view:05d}.jpg")) for view in range(8)}
         assert len(views) == 1
 
 

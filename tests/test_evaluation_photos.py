@@ -9,8 +9,9 @@ import pytest
 from handmesh import HandTracker
 from handmesh.assets import WEIGHTS_REGISTRY
 from handmesh.evaluation import report
-from handmesh.evaluation.photos import LabelledHand, match, measure_clip, measure_photos, summarise
+from handmesh.evaluation.photos import LabelledHand, count_on_none, match, measure_clip, measure_photos, summarise
 from handmesh.evaluation.report import stamp, write_result
+from handmesh.image_folders import is_held_out, load_images
 
 
 def hands_of(estimator):
@@ -75,6 +76,19 @@ def test_folders_and_clips_are_measured_against_their_labels(estimator, tmp_path
     row = measure_clip(HandTracker(estimator, smoothing=None), tmp_path / "clip", labelled, every=2)
     assert (row["frames"], row["frames_with_hand"], row["labels"], row["matched"]) == (4, 4, 4, 4)
     assert row["2d"] < 0.05
+
+
+def test_hands_on_none_are_counted_on_pictures_that_training_keeps_out(tmp_path):
+    folder = tmp_path / "clothing"
+    folder.mkdir()
+    paths = [folder / f"{number:05d}.png" for number in range(40)]
+    for number, path in enumerate(paths):
+        cv2.imwrite(str(path), np.full((8, 8, 3), 255 * (number % 2), np.uint8))
+    kept_out = [number for number, path in enumerate(paths) if is_held_out(path)]
+    assert 0 < sum(number % 2 for number in kept_out) < len(kept_out) < 40
+    counts = count_on_none(lambda picture: [None] if picture.max() else [], [folder])
+    assert counts == {"pictures": len(kept_out), "with_a_hand": sum(number % 2 for number in kept_out)}
+    assert len(load_images([folder], 400, held_out=False)) == 40 - len(kept_out)
 
 
 def test_photos_of_a_clip_are_known_by_their_number_where_some_have_no_trusted_label(estimator, tmp_path):

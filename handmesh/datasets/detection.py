@@ -11,7 +11,6 @@ nobody labelled, so it is used neither with hands nor without.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,13 @@ from numpy.typing import NDArray
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.photos import PhotoDataset, side_is_known
 from handmesh.datasets.sample import HandSample
-from handmesh.image_folders import image_files
+from handmesh.image_folders import image_files, is_held_out
 from handmesh.skeleton import KEYPOINTS
 
 # By person and place: nobody who is in one split is in another.
 TRAIN_SETS = ("subhi_webcam", "lebanese_gestures", "asl_letters_davidlee", "sign_digits", "grocery_holding")
 VALIDATION_SETS = ("emrecandir_gestures", "rf100_korean_signs")
 TEST_SETS = ("dexretargeting_video", "yolov5demo_signs", "wallet_phone_earpods", "sign_detection_78n0m")
-HELD_OUT_PERCENT = 15  # of the hand-free photos
-VIEWS_PER_PANORAMA = 8  # `hdri_crops` shows each panorama this often, in sequence
 
 MAX_SPREAD = 0.05  # pseudo-labels that disagree by more (of the hand's size) are mostly wrong
 SIGMA_FRACTION = 0.09  # standard deviation of a centre's Gaussian as a fraction of the box (0.54 / 6: TTFNet, 2019)
@@ -135,15 +132,9 @@ def load_plain(folders: Iterable[str | Path], held_out: bool, max_side: int | No
     photos = []
     for folder in map(Path, folders):
         for path in image_files(folder):
-            if is_held_out(folder.name, path.stem) == held_out:
+            if is_held_out(path) == held_out:
                 photos.append(_shrunk(_read_image(path), max_side, Hands.none(), str(path)))
     return photos
-
-
-def is_held_out(folder: str, stem: str) -> bool:
-    """Whether a hand-free photo is kept out of training: fixed by its name, views of one panorama together."""
-    group = str(int(stem) // VIEWS_PER_PANORAMA) if folder == "hdri_crops" else stem
-    return zlib.crc32(f"{folder}/{group}".encode()) % 100 < HELD_OUT_PERCENT
 
 
 def plain_folders(root: str | Path) -> list[Path]:

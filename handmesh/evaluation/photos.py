@@ -14,6 +14,7 @@ from handmesh.datasets.photos import convention_of, side_is_known, trusted_label
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.label_convention import spots_of
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm, pck
+from handmesh.image_folders import image_files, is_held_out
 from handmesh.records import Convention, HandMesh, Side, box_iou, box_of_points
 from handmesh.tracker import HandTracker
 from handmesh.video import open_source, read_picture
@@ -74,6 +75,12 @@ def measure_frames(find: Callable[[NDArray[np.uint8]], list[HandMesh]], folder: 
         labels += len(hands)
         pairs.extend(match(found, hands))
     return summarise(pairs, labels)
+
+
+def count_on_none(find: Callable[[NDArray[np.uint8]], list[HandMesh]], folders: list[Path]) -> dict[str, int]:
+    """In how many of some folders' hand-free pictures a hand is found, of those that training keeps out."""
+    paths = [path for folder in folders for path in image_files(folder) if is_held_out(path)]
+    return {"pictures": len(paths), "with_a_hand": sum(bool(find(read_picture(path))) for path in paths)}
 
 
 def measure_clip(tracker: HandTracker, video: Path, folder: Path, *, every: int) -> dict[str, float]:

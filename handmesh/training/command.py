@@ -17,6 +17,7 @@ from handmesh.datasets.mixture import HandDataset, Mixture
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
 from handmesh.evaluation.report import git, stamp
+from handmesh.image_folders import HELD_OUT_PERCENT
 from handmesh.mistakes import stop_asked
 from handmesh.model.backbone import ACTIVATIONS, VARIANTS
 from handmesh.model.head import HEADS
@@ -113,7 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
     data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders whose photos were stretched")
     data.add_argument("--validation-photos", type=Path, nargs="*", default=[])
-    data.add_argument("--backgrounds", type=Path, nargs="*", default=[])
+    data.add_argument(
+        "--backgrounds",
+        type=Path,
+        nargs="*",
+        default=[],
+        help=f"pictures without hands, of which {HELD_OUT_PERCENT} percent, by name, are kept for tests",
+    )
     start = parser.add_argument_group("start")
     start.add_argument(
         "--init",
