@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, laid_out, turn_upright, view_rotation
 from handmesh.detector import HandDetector, reaches_into_frame
-from handmesh.handedness import SURE, for_side, right_evidence
+from handmesh.handedness import SURE, for_side, right_evidence, unlike_its_pair
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
@@ -198,7 +198,8 @@ class HandMeshEstimator:
         Without ``boxes`` the detector finds them, and hands of low presence are dropped. With ``boxes`` (N, 4), the
         tight boxes x1, y1, x2, y2 px of the hands' 21 keypoints, the detector is skipped and one mesh a box comes
         back in the same order, whatever its score. ``sides`` names each box's side; where it is missing or None, and
-        for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept. ``turns``
+        for detected hands, the hand is run as a left and as a right one, and the likelier of the two is kept; of two
+        hands, and no more, that look to be of one side the less sure one may be taken for the other's pair. ``turns``
         are the angles in radians (x towards y) by which the boxes' crops are turned for the hands to stand upright;
         where that is missing or None, a hand that stands more than `ASKEW` off upright is looked at twice, then in a
         turned crop. Detected hands are always looked at twice, first in the detector's box, then, as one side if that
@@ -246,14 +247,17 @@ class HandMeshEstimator:
         ``frames`` are such as `check_frame` and `laid_out` give, and each has its camera.
         """
         wanted = [self._wanted(*of_frame) for of_frame in zip(frames, boxes, sides, turns, strict=True)]
-        estimates = iter(self._estimate([one for of_frame in wanted for one in of_frame]))
-        seen = []
-        for asked, own_boxes, camera in zip(wanted, boxes, cameras, strict=True):
-            found = list(islice(estimates, len(asked)))
-            if own_boxes is None:
-                found = [e for e in found if e.presence >= self.presence_threshold]
-            seen.append(self._adjusted(_turned(found, camera), camera))
-        return seen
+        flat = [one for of_frame in wanted for one in of_frame]
+        estimates, right = self._estimate(flat)
+        numbers = iter(range(len(flat)))
+        hands = [list(islice(numbers, len(asked))) for asked in wanted]
+        least = [self.presence_threshold if own is None else -math.inf for own in boxes]
+        hands = [[i for i in own if estimates[i].presence >= low] for own, low in zip(hands, least, strict=True)]
+        self._pair_up(hands, flat, estimates, right)
+        return [
+            self._adjusted(_turned([estimates[i] for i in own], camera), camera)
+            for own, camera in zip(hands, cameras, strict=True)
+        ]
 
     def detect(self, frame_rgb: NDArray[np.uint8]) -> list[Detection]:
         """Hands that the detector finds. Raises ``ValueError`` if this estimator has none."""
@@ -310,9 +314,9 @@ class HandMeshEstimator:
             for box, side, turn in zip(checked, given, _check_turns(turns, len(checked)), strict=True)
         ]
 
-    def _estimate(self, wanted: Sequence[_Wanted]) -> list[_Estimate]:
-        """One estimate each. Hands are looked at again, turned upright, where they turn out to lie `ASKEW`, and where a
-        detector's box is rough, then in the box of the keypoints."""
+    def _estimate(self, wanted: Sequence[_Wanted]) -> tuple[list[_Estimate], list[float]]:
+        """One estimate each, and log odds of a right hand. Hands are looked at again, turned upright, where they turn
+        out to lie `ASKEW`, and where a detector's box is rough, then in the box of the keypoints."""
         estimates, heard = self._look(wanted, [0.0] * len(wanted))
         upright = {i: turn_upright(estimates[i].joints_2d) for i, one in enumerate(wanted) if one.turn is None}
         again = [i for i, turn in upright.items() if wanted[i].detected or abs(turn) > ASKEW]
@@ -326,9 +330,37 @@ class HandMeshEstimator:
             )
             for i in again
         ]
-        for i, estimate in zip(again, self._look(closer, [heard[i] for i in again])[0], strict=True):
-            estimates[i] = estimate
-        return estimates
+        seen, heard_then = self._look(closer, [heard[i] for i in again])
+        for i, estimate, right in zip(again, seen, heard_then, strict=True):
+            estimates[i], heard[i] = estimate, right
+        return estimates, heard
+
+    def _pair_up(
+        self,
+        frames: Sequence[Sequence[int]],
+        wanted: Sequence[_Wanted],
+        estimates: list[_Estimate],
+        right: Sequence[float],
+    ) -> None:
+        """Run a hand as the other side where it is the less sure one of a frame's only two, which look alike.
+
+        ``frames`` holds the numbers of each frame's hands; ``estimates`` are replaced.
+        """
+        unlike = []
+        for hands in frames:
+            if len(hands) == 2:
+                odds = [for_side(wanted[i].side, math.inf) if wanted[i].fixed else right[i] for i in hands]
+                unlike += [hands[less] for less in [unlike_its_pair(odds)] if less is not None]
+        others = self._run([self._as_other_side(wanted[i], estimates[i]) for i in unlike])
+        for i, other in zip(unlike, others, strict=True):
+            if other.presence >= min(self.presence_threshold, estimates[i].presence):
+                estimates[i] = other
+
+    def _as_other_side(self, wanted: _Wanted, seen: _Estimate) -> _Wanted:
+        """The crop that was seen, to be run as the other side."""
+        half = 0.5 * seen.crop.side_px / self._crop_scale
+        box = np.concatenate([np.subtract(seen.crop.center, half), np.add(seen.crop.center, half)])
+        return replace(wanted, box=box, side=other_side(seen.side), turn=seen.crop.turn)
 
     def _look(self, wanted: Sequence[_Wanted], heard: Sequence[float]) -> tuple[list[_Estimate], list[float]]:
         """One estimate each, and log odds of a right hand: those ``heard`` before with those of this look.

@@ -225,7 +225,7 @@ def test_detected_hands_are_turned_upright_for_the_second_look(estimator, frame,
     asked, run = [], estimator._run
     monkeypatch.setattr(estimator, "_run", lambda wanted: asked.append(wanted) or run(wanted))
     estimator(frame)
-    first, second = asked
+    first, second = filter(None, asked)
     assert not any(one.turn for one in first)
     upright = [turn_upright(estimate.joints_2d) for estimate in run(first)]
     for one in second:
@@ -263,6 +263,55 @@ def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):
     said = iter([0.99, 0.01, 0.4])  # sure at once: the other side is not asked again
     (hand,) = estimator(frame)
     assert (hand.side, hand.side_score) == ("right", 0.4)
+
+
+def answer_as(estimator, monkeypatch, right: dict[int, float]) -> None:
+    """Let the network have these log odds of a right hand where hundreds of pixels from the left are these."""
+    run = estimator._run
+
+    def answer(wanted):
+        found = zip(run(wanted), (right[int(one.box[[0, 2]].mean() // 100)] for one in wanted), strict=True)
+        scores = [(e, 1 / (1 + np.exp(-odds if e.side == "right" else odds))) for e, odds in found]
+        return [replace(estimate, side_score=score) for estimate, score in scores]
+
+    monkeypatch.setattr(estimator, "_run", answer)
+
+
+def test_of_two_hands_that_look_alike_the_less_sure_one_is_taken_for_the_others_pair(estimator, frame, monkeypatch):
+    boxes = [BOX, [390, 240, 510, 360]]
+    before = estimator(frame)
+    answer_as(estimator, monkeypatch, {1: 3.0, 2: 3.0, 4: 0.5})
+    found = sorted(estimator(frame), key=lambda hand: hand.box[0])
+    assert [hand.side for hand in found] == ["right", "left"]
+    assert found[1].side_score == pytest.approx(1 / (1 + np.exp(0.5)))
+    np.testing.assert_allclose(found[1].joints_2d, max(before, key=lambda hand: hand.box[0]).joints_2d, atol=0.5)
+    for sides, wanted in (
+        (None, ["right", "left"]),
+        (["right", None], ["right", "left"]),
+        (["left", None], ["left", "right"]),
+        ([None, "right"], ["right", "right"]),
+    ):
+        assert [hand.side for hand in estimator(frame, boxes=boxes, sides=sides)] == wanted
+    assert [hand.side for hand in estimator(frame, boxes=[*boxes, BOX])] == ["right"] * 3
+
+
+def test_pairs_are_of_each_frame_and_of_hands_that_are_there(estimator, frame, monkeypatch):
+    answer_as(estimator, monkeypatch, {1: 3.0, 2: 3.0, 4: 0.5})
+    one = frame.copy()
+    one[:, 300:] = 0
+    singles = estimator.batch([one, frame, one])
+    assert [[hand.side for hand in sorted(hands, key=lambda h: h.box[0])] for hands in singles] == [
+        ["right"],
+        ["right", "left"],
+        ["right"],
+    ]
+    run = estimator._run
+
+    def unseen_as_left(wanted):
+        return [replace(e, presence=0.1 if e.side == "left" else e.presence) for e in run(wanted)]
+
+    monkeypatch.setattr(estimator, "_run", unseen_as_left)
+    assert [hand.side for hand in estimator(frame)] == ["right", "right"]
 
 
 # --- presence

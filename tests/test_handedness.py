@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from handmesh.handedness import CERTAIN, SideBelief, log_odds, right_evidence
+from handmesh.handedness import CERTAIN, PICTURE_PAIR_PRIOR, SideBelief, log_odds, right_evidence, unlike_its_pair
 
 
 def heard(log_odds_right: float, *sides: str) -> dict:
@@ -29,6 +29,15 @@ def test_the_habit_of_confirming_cancels_between_two_answers():
     habit = 1.3
     scores = {"right": 1 / (1 + math.exp(-(0.7 + habit))), "left": 1 / (1 + math.exp(-(-0.7 + habit)))}
     assert right_evidence(scores) == pytest.approx(0.7)
+
+
+def test_of_two_hands_of_one_side_the_less_sure_one_is_doubted():
+    weak, strong = 0.99 * PICTURE_PAIR_PRIOR, 1.01 * PICTURE_PAIR_PRIOR
+    for sign in (-1, 1):
+        assert unlike_its_pair([sign * weak, sign * strong]) == 0
+        assert unlike_its_pair([sign * math.inf, sign * weak]) == 1
+        assert unlike_its_pair([sign * strong, sign * strong]) is None
+        assert unlike_its_pair([sign * weak, -sign * weak]) is None
 
 
 @pytest.mark.parametrize("flip_after", [1, 5, 20])
