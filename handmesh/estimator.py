@@ -15,6 +15,7 @@ from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, laid_out, turn_upright, view_rotation
 from handmesh.detector import HandDetector, reaches_into_frame
 from handmesh.handedness import SURE, for_side, right_evidence, unlike_its_pair
+from handmesh.identity import each_once
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,
@@ -251,8 +252,7 @@ class HandMeshEstimator:
         estimates, right = self._estimate(flat)
         numbers = iter(range(len(flat)))
         hands = [list(islice(numbers, len(asked))) for asked in wanted]
-        least = [self.presence_threshold if own is None else -math.inf for own in boxes]
-        hands = [[i for i in own if estimates[i].presence >= low] for own, low in zip(hands, least, strict=True)]
+        hands = [self._found(own, estimates) if given is None else own for own, given in zip(hands, boxes, strict=True)]
         self._pair_up(hands, flat, estimates, right)
         return [
             self._adjusted(_turned([estimates[i] for i in own], camera), camera)
@@ -334,6 +334,11 @@ class HandMeshEstimator:
         for i, estimate, right in zip(again, seen, heard_then, strict=True):
             estimates[i], heard[i] = estimate, right
         return estimates, heard
+
+    def _found(self, hands: Sequence[int], estimates: Sequence[_Estimate]) -> list[int]:
+        """The numbers of those hands that are there, each once: the detector may find a hand and a part of it."""
+        there = [i for i in hands if estimates[i].presence >= self.presence_threshold]
+        return [there[n] for n in each_once([estimates[i].joints_2d for i in there])]
 
     def _pair_up(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.handedness import SURE, for_side, right_evidence
-from handmesh.records import Side, Sighting, box_iou
+from handmesh.records import Side, Sighting, box_iou, box_of_keypoints
 from handmesh.track import Track, middle_and_size
 
 _log = logging.getLogger(__name__)
@@ -106,9 +106,10 @@ class Rivalries:
         Where two hands are seen but fit each other's tracks better, the views exchange their tracks.
         """
         a, b = first.owner, second.owner
+        keypoints = first.best.joints_2d, second.best.joints_2d
         if min(a.seen_apart, b.seen_apart) < APART_FRAMES:
-            return [_twin(first, second)] if is_same_hand(first.best, second.best) else []
-        if is_same_hand(first.best, second.best, ONE_MESH_DISTANCE):
+            return [_twin(first, second)] if is_same_hand(*keypoints) else []
+        if is_same_hand(*keypoints, ONE_MESH_DISTANCE):
             one = right_evidence({**second.side_scores, **first.side_scores})  # both views are of one hand
             lead = b.strangeness(second.best, one) - a.strangeness(first.best, one)
             loser, winner = (first, second) if self._claim(a, b, lead, time_s) < 0.0 else (second, first)
@@ -160,12 +161,13 @@ def trust(view: View, seen: Sequence[View], lost: Sequence[Track]) -> float:
 
 def new_hands(views: Sequence[View], known: Sequence[View]) -> list[View]:
     """The views whose hand is none of the known ones nor a part of one, and each of them once."""
-    hands = [view.best for view in known]
+    hands = [view.best.joints_2d for view in known]
     new: list[View] = []
     for view in views:
-        if not any(is_same_hand(view.best, other) or is_part(view.best, other) for other in hands):
+        keypoints = view.best.joints_2d
+        if not any(is_same_hand(keypoints, other) or is_part(keypoints, other) for other in hands):
             new.append(view)
-            hands.append(view.best)
+            hands.append(keypoints)
     return new
 
 
@@ -182,19 +184,27 @@ def recall(views: Sequence[View], lost: Sequence[Track]) -> None:
             views[i].track = lost[j]
 
 
-def is_same_hand(a: Sighting, b: Sighting, nearer_than: float = SAME_HAND_DISTANCE) -> bool:
-    """Whether the keypoints of two hands lie nearer to each other, in the mean, than a share of the larger's size."""
-    apart = np.linalg.norm(a.joints_2d - b.joints_2d, axis=-1).mean()
-    size = max(middle_and_size(hand.joints_2d)[1] for hand in (a, b))
+def is_same_hand(a: NDArray[np.float64], b: NDArray[np.float64], nearer_than: float = SAME_HAND_DISTANCE) -> bool:
+    """Whether the keypoints (21, 2) of two hands lie nearer to each other, in the mean, than a share of the larger's
+    size."""
+    apart = np.linalg.norm(a - b, axis=-1).mean()
+    size = max(middle_and_size(hand)[1] for hand in (a, b))
     return bool(apart < nearer_than * size)
 
 
-def is_part(a: Sighting, b: Sighting) -> bool:
-    """Whether the first hand is no more than a part of the second."""
-    if middle_and_size(a.joints_2d)[1] >= PART_SIZE * middle_and_size(b.joints_2d)[1]:
+def is_part(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    """Whether the first hand, by its keypoints (21, 2), is no more than a part of the second."""
+    if middle_and_size(a)[1] >= PART_SIZE * middle_and_size(b)[1]:
         return False
-    inside = np.all((a.joints_2d >= b.box[:2]) & (a.joints_2d <= b.box[2:]), axis=-1)
+    box = box_of_keypoints(b)
+    inside = np.all((a >= box[:2]) & (a <= box[2:]), axis=-1)
     return bool(inside.mean() >= PART_INSIDE)
+
+
+def each_once(hands: Sequence[NDArray[np.float64]]) -> list[int]:
+    """Which of some hands, by their keypoints (21, 2), are neither a part of another nor one that came before."""
+    whole = [i for i, hand in enumerate(hands) if not any(is_part(hand, other) for other in hands)]
+    return [i for n, i in enumerate(whole) if not any(is_same_hand(hands[i], hands[j]) for j in whole[:n])]
 
 
 def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

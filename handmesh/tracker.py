@@ -381,7 +381,9 @@ class HandTracker:
         """Let tracks that have shrunk onto a part of their hand follow the whole hand, now found; the rest is new."""
         new = []
         for view in found:
-            parts = [part for part in seen if view.path_of is None and is_part(part.best, view.best)]
+            parts = [
+                part for part in seen if view.path_of is None and is_part(part.best.joints_2d, view.best.joints_2d)
+            ]
             for part in parts:
                 seen.remove(part)
                 if view.track is None:

@@ -317,6 +317,31 @@ def test_pairs_are_of_each_frame_and_of_hands_that_are_there(estimator, frame, m
 # --- presence
 
 
+def test_a_hand_that_the_detector_finds_twice_or_in_part_is_given_out_once(estimator, frame, monkeypatch):
+    whole = estimator(frame)
+    boxes = [*(hand.box for hand in whole), np.add(whole[0].box, [9, -6, 9, -6]), whole[0].box]
+    monkeypatch.setattr(estimator, "detector", lambda frame: [Detection(box, "right", 0.9) for box in boxes])
+    run = estimator._run
+
+    def with_a_part(wanted):
+        """The last of the detector's finds seems half as large."""
+        found = run(wanted)
+        if len(found) < len(boxes):
+            return found
+        part = len(boxes) - 1
+        small = found[part].joints_2d.mean(0) + 0.5 * (found[part].joints_2d - found[part].joints_2d.mean(0))
+        found[part] = replace(found[part], joints_2d=small)
+        return found
+
+    monkeypatch.setattr(estimator, "_run", with_a_part)
+    monkeypatch.setattr(estimator, "_look", lambda wanted, heard: (estimator._run(wanted), list(heard)))
+    found = estimator(frame)
+    assert len(found) == 2
+    for hand, wanted in zip(found, whole, strict=True):
+        assert np.abs(hand.box - wanted.box).max() < 2
+    assert len(estimator(frame, boxes=boxes, sides=["right"] * 4)) == 4  # own boxes are all answered
+
+
 def test_detections_without_presence_are_dropped_but_own_boxes_kept(make_estimator, frame):
     for presence, left in ((0.49, 0), (0.51, 2)):
         estimator = make_estimator(presence=presence)
