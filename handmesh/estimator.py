@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.crop import CROP_SCALE, Crop, laid_out, turn_upright, view_rotation
 from handmesh.detector import HandDetector, reaches_into_frame
+from handmesh.duplicates import each_once
 from handmesh.handedness import SURE, for_side, right_evidence, unlike_its_pair
-from handmesh.identity import each_once
 from handmesh.placement import project_joints, solve_translation
 from handmesh.records import (
     Camera,

@@ -11,21 +11,15 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.duplicates import is_part, is_same_hand
 from handmesh.handedness import SURE, for_side, right_evidence
-from handmesh.records import Side, Sighting, box_iou, box_of_keypoints
-from handmesh.track import Track, middle_and_size
+from handmesh.records import Side, Sighting, box_iou
+from handmesh.track import Track
 
 _log = logging.getLogger(__name__)
 
-SAME_HAND_DISTANCE = 0.3
-"""A new hand whose keypoints lie nearer to another's than this share of its size is that one."""
-
 ONE_MESH_DISTANCE = 0.15
-"""The same for two hands that have long been known as two, and may really be so near to each other."""
-
-PART_SIZE, PART_INSIDE = 0.6, 0.75
-"""A hand smaller than this share of another's size, with this share of its keypoints in the other's box, is a part of
-the other one that was taken for a whole hand."""
+"""Hands that have long been known as two, and may really be near each other, are one below this share of the size."""
 
 APART_FRAMES = 5
 """Two tracks that were seen apart for so many frames are two hands, even where only one of them is in sight."""
@@ -182,29 +176,6 @@ def recall(views: Sequence[View], lost: Sequence[Track]) -> None:
         taken = views[i].track is not None or any(view.track is lost[j] for view in views)
         if likeness >= LIKENESS and not taken:
             views[i].track = lost[j]
-
-
-def is_same_hand(a: NDArray[np.float64], b: NDArray[np.float64], nearer_than: float = SAME_HAND_DISTANCE) -> bool:
-    """Whether the keypoints (21, 2) of two hands lie nearer to each other, in the mean, than a share of the larger's
-    size."""
-    apart = np.linalg.norm(a - b, axis=-1).mean()
-    size = max(middle_and_size(hand)[1] for hand in (a, b))
-    return bool(apart < nearer_than * size)
-
-
-def is_part(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    """Whether the first hand, by its keypoints (21, 2), is no more than a part of the second."""
-    if middle_and_size(a)[1] >= PART_SIZE * middle_and_size(b)[1]:
-        return False
-    box = box_of_keypoints(b)
-    inside = np.all((a >= box[:2]) & (a <= box[2:]), axis=-1)
-    return bool(inside.mean() >= PART_INSIDE)
-
-
-def each_once(hands: Sequence[NDArray[np.float64]]) -> list[int]:
-    """Which of some hands, by their keypoints (21, 2), are neither a part of another nor one that came before."""
-    whole = [i for i, hand in enumerate(hands) if not any(is_part(hand, other) for other in hands)]
-    return [i for n, i in enumerate(whole) if not any(is_same_hand(hands[i], hands[j]) for j in whole[:n])]
 
 
 def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -116,6 +116,12 @@ def box_middle_half(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64
     return 0.5 * (box[:2] + box[2:]), np.maximum(0.5 * (box[2:] - box[:2]), 0.5)
 
 
+def middle_and_size(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Middle (2,) and longer side of keypoints' tight box."""
+    middle, half = box_middle_half(joints_2d)
+    return middle, 2.0 * float(half.max())
+
+
 def box_of_keypoints(joints_2d: NDArray[np.floating]) -> NDArray[np.float64]:
     """Tight box (4,) of keypoints (21, 2), at least a pixel wide and high."""
     middle, half = box_middle_half(joints_2d)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from handmesh.crop import turn_upright
 from handmesh.handedness import CERTAIN, SURE, SideBelief, for_side, right_evidence
 from handmesh.placement import project_joints
-from handmesh.records import Camera, HandMesh, Side, Sighting, box_middle_half, box_of_keypoints, other_side
+from handmesh.records import Camera, HandMesh, Side, Sighting, box_of_keypoints, middle_and_size, other_side
 from handmesh.smoothing import RotationFilter, SettlingMean, Smoothing, VectorFilter
 
 DRIFT_GAIN = 0.4
@@ -230,9 +230,3 @@ class Track:
 def _share(of_full: float, least: float, most: float = 1.0) -> float:
     """What a crop takes over of a change that is so many times the one that it follows fully."""
     return min(max(of_full, least), most)
-
-
-def middle_and_size(joints_2d: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
-    """Middle (2,) and longer side of keypoints' tight box."""
-    middle, half = box_middle_half(joints_2d)
-    return middle, 2.0 * float(half.max())

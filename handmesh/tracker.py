@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.assets import HandModelArrays
 from handmesh.crop import laid_out
 from handmesh.detector import reaches_into_frame
+from handmesh.duplicates import is_part
 from handmesh.estimator import HandMeshEstimator, build_hand, check_camera
 from handmesh.handedness import SURE, SideBelief, right_evidence
 from handmesh.identity import (
@@ -22,7 +23,6 @@ from handmesh.identity import (
     ENTANGLED_IOU,
     Rivalries,
     View,
-    is_part,
     new_hands,
     overlap,
     recall,

@@ -40,6 +40,7 @@ LAYERS = {
     "render": 2,
     "export": 3,
     "clip": 3,
+    "duplicates": 2,
     "handedness": 2,
     "refine": 3,
     "track": 3,
