@@ -355,7 +355,9 @@ class HandMeshEstimator:
         for hands in frames:
             if len(hands) == 2:
                 odds = [for_side(wanted[i].side, math.inf) if wanted[i].fixed else right[i] for i in hands]
-                unlike += [hands[less] for less in [unlike_its_pair(odds)] if less is not None]
+                less = unlike_its_pair(odds)
+                if less is not None:
+                    unlike.append(hands[less])
         others = self._run([self._as_other_side(wanted[i], estimates[i]) for i in unlike])
         for i, other in zip(unlike, others, strict=True):
             if other.presence >= min(self.presence_threshold, estimates[i].presence):
@@ -364,7 +366,8 @@ class HandMeshEstimator:
     def _as_other_side(self, wanted: _Wanted, seen: _Estimate) -> _Wanted:
         """The crop that was seen, to be run as the other side."""
         half = 0.5 * seen.crop.side_px / self._crop_scale
-        box = np.concatenate([np.subtract(seen.crop.center, half), np.add(seen.crop.center, half)])
+        x, y = seen.crop.center
+        box = np.array([x - half, y - half, x + half, y + half])
         return replace(wanted, box=box, side=other_side(seen.side), turn=seen.crop.turn)
 
     def _look(self, wanted: Sequence[_Wanted], heard: Sequence[float]) -> tuple[list[_Estimate], list[float]]:
