@@ -358,6 +358,8 @@ class HandMeshEstimator:
                 less = unlike_its_pair(odds)
                 if less is not None:
                     unlike.append(hands[less])
+        if not unlike:
+            return
         others = self._run([self._as_other_side(wanted[i], estimates[i]) for i in unlike])
         for i, other in zip(unlike, others, strict=True):
             if other.presence >= min(self.presence_threshold, estimates[i].presence):

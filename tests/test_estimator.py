@@ -225,7 +225,7 @@ def test_detected_hands_are_turned_upright_for_the_second_look(estimator, frame,
     asked, run = [], estimator._run
     monkeypatch.setattr(estimator, "_run", lambda wanted: asked.append(wanted) or run(wanted))
     estimator(frame)
-    first, second = filter(None, asked)
+    first, second = asked
     assert not any(one.turn for one in first)
     upright = [turn_upright(estimate.joints_2d) for estimate in run(first)]
     for one in second:
