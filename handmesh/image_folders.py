@@ -36,12 +36,12 @@ def is_held_out(path: Path) -> bool:
 
 
 def load_images(
-    folders: Sequence[Path | str], longest_px: int, *, smallest_px: int = 0, held_out: bool = True
+    folders: Sequence[Path | str], longest_px: int, *, smallest_px: int = 0, also_held_out: bool = True
 ) -> list[np.ndarray]:
     """All images below some folders, in the order of their paths, uint8 RGB shrunk to `longest_px`.
 
     Those that cannot be read are left out with a warning, those whose shorter side is below `smallest_px` without one,
-    and so are those that `is_held_out`, unless `held_out`.
+    and so are those that `is_held_out`, unless `also_held_out`.
     Raises FileNotFoundError for a folder that is missing or holds no image file, ValueError for one of which none is
     left.
     """
@@ -52,7 +52,7 @@ def load_images(
         before = len(images)
         unreadable: list[Path] = []
         for path in image_files(folder):
-            if is_held_out(path) and not held_out:
+            if is_held_out(path) and not also_held_out:
                 continue
             image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
             if image is None:
@@ -66,6 +66,6 @@ def load_images(
             _log.warning("%d images below %s cannot be read, such as %s", len(unreadable), folder, unreadable[0])
         if len(images) == before:
             wanted = f"can be read and has sides of {smallest_px} px or more"
-            kept = "" if held_out else f"; about {HELD_OUT_PERCENT} % are kept out of training, by name"
+            kept = "" if also_held_out else f"; about {HELD_OUT_PERCENT} % are kept out of training, by name"
             raise ValueError(f"no image below {folder} {wanted}{kept}")
     return images

@@ -88,7 +88,7 @@ def test_hands_on_none_are_counted_on_pictures_that_training_keeps_out(tmp_path)
     assert 0 < sum(number % 2 for number in kept_out) < len(kept_out) < 40
     counts = count_on_none(lambda picture: [None] if picture.max() else [], [folder])
     assert counts == {"pictures": len(kept_out), "with_a_hand": sum(number % 2 for number in kept_out)}
-    assert len(load_images([folder], 400, held_out=False)) == 40 - len(kept_out)
+    assert len(load_images([folder], 400, also_held_out=False)) == 40 - len(kept_out)
 
 
 def test_photos_of_a_clip_are_known_by_their_number_where_some_have_no_trusted_label(estimator, tmp_path):

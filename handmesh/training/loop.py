@@ -94,7 +94,7 @@ class Trainer:
         size = config.network.input_size
         self.stream: Dataset[Batch] = BatchStream(
             datasets,
-            ImagePool(load_images(background_folders, _POOL_PX, held_out=False)),
+            ImagePool(load_images(background_folders, _POOL_PX, also_held_out=False)),
             batch_size=config.batch_size,
             size=size,
             augment=config.augment,
