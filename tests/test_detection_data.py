@@ -32,6 +32,7 @@ from handmesh.datasets.frame_composer import (
     hand_free_frame,
     paste,
     paste_hand,
+    paste_touching,
 )
 from handmesh.image_folders import HELD_OUT_PERCENT, is_held_out
 
@@ -183,13 +184,37 @@ def _cut(frame: Frame) -> bool:
 
 
 def test_covered_hands_are_given_up() -> None:
-    below = Frame(
-        np.zeros((HEIGHT, WIDTH, 3), np.uint8), _hands([(0, 0, 20, 20), (90, 0, 109, 19), (200, 150, 220, 170)])
-    )
-    above = Photo(np.full((100, 100, 3), 9, np.uint8))  # hides the first, half of the second, nothing of the third
+    hands = _hands([(0, 0, 20, 20), (90, 0, 109, 19), (94, 50, 114, 70), (200, 150, 220, 170)])
+    spread = np.linspace(hands.boxes[:, :2], hands.boxes[:, 2:], 21, axis=1)
+    below = Frame(np.zeros((HEIGHT, WIDTH, 3), np.uint8), replace(hands, keypoints=spread))
+    above = Photo(np.full((100, 100, 3), 9, np.uint8))  # hides the first, half of the second, less of the third
     left = paste(below, above, np.array([[1.0, 0, 0], [0, 1, 0]])).hands
-    assert left.trusted.tolist() == [False, True]
-    np.testing.assert_allclose(left.boxes[:, 0], [90, 200])
+    assert left.trusted.tolist() == [False, True, True]
+    np.testing.assert_allclose(left.boxes[:, 0], [90, 94, 200])
+
+
+def test_a_second_hand_touches_the_first_in_its_size_and_colours() -> None:
+    round_hand = np.array([85, 110]) + 30 * np.stack([f(np.linspace(0, 2 * np.pi, 21)) for f in (np.cos, np.sin)], 1)
+    hands = replace(_hands([(60, 80, 109, 139)]), keypoints=round_hand[None].astype(np.float32))
+    image = np.zeros((200, 200, 3), np.uint8)
+    cv2.circle(image, (85, 110), 32, (180, 180, 180), -1)
+    cutout = Photo(image, hands, np.where(image[..., 0] > 0, 255, 0).astype(np.uint8))
+    skin = np.array([120, 80, 60], np.uint8)
+    there = hands.moved(np.array([[1.0, 0, 75], [0, 1, -10]]))
+    below = Frame(np.full((HEIGHT, WIDTH, 3), 9, np.uint8), there)
+    cv2.circle(below.image, (160, 100), 32, skin.tolist(), -1)
+    config = ComposerConfig(width=WIDTH, height=HEIGHT, streak=0.0, same_skin=1.0)
+    covered, before = 0, there.boxes[0]
+    for seed in range(60):
+        frame = paste_touching(below, cutout, config, np.random.default_rng(seed))
+        second = frame.hands.boxes[-1]
+        gap = np.maximum(before[:2], second[:2]) - np.minimum(before[2:], second[2:])
+        assert (gap < 20).all()
+        assert 0.7 < (second[2:] - second[:2]).max() / 60 < 1.43
+        column, row = ((second[:2] + second[2:]) / 2).astype(int)
+        assert np.abs(frame.image[row, column].astype(int) - skin).max() <= 1
+        covered += len(frame.hands) < 2 or not frame.hands.trusted[0]
+    assert 3 < covered < 40
 
 
 def test_a_hand_free_frame_is_filled_by_its_photo() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch
 from handmesh.datasets.detection import MIN_SEEN, Hands, Photo
 
-_HIDDEN, _TOUCHED = 0.8, 0.25  # share of a box that a later layer covers: the hand is gone, or no longer trusted
+_HIDDEN, _DOUBTED = 0.8, 0.4  # share of the keypoints that later layers cover: the hand is gone, or no longer trusted
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class ComposerConfig:
     collage: float = 0.17  # photos pasted small on a hand-free picture
     cutouts: float = 0.37  # hands that are cut out on other pictures, where there are any; the rest has no hand
     photographed: float = 0.5  # a cut-out hand is a photographed one; else it is rendered
+    touching: float = 0.35  # a cut-out hand has another one of about its size against it or across it
+    same_skin: float = 0.7  # which has its colours
     on_photo: float = 0.3  # a cut-out hand is held before a photo with hands, its face or its chest
     elsewhere: float = 0.3  # a frame without hands is part of a labelled photo, away from its hands
     person: float = 0.4  # a person without hands somewhere, where the frame is not one photo
@@ -106,6 +108,8 @@ def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator
         frame = below(pictures, config, rng)
         for _ in range(1 + rng.binomial(2, 0.35)):
             frame = paste_hand(frame, pictures.draw_cutout(config.photographed, rng), config, rng)
+            if rng.random() < config.touching:
+                frame = paste_touching(frame, pictures.draw_cutout(config.photographed, rng), config, rng)
     else:
         frame = _elsewhere(pictures.draw(rng), config, rng) if rng.random() < config.elsewhere else None
         frame = _empty(pictures, config, rng) if frame is None else frame
@@ -118,22 +122,63 @@ def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator
 
 def paste_hand(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.random.Generator) -> Frame:
     """`photo` pasted so that one of its hands has a random size and place in the frame, turned and mirrored."""
-    height, width = frame.image.shape[:2]
-    x1, y1, x2, y2 = photo.hands.boxes[rng.integers(len(photo.hands))]
-    low, high = np.log(np.array(config.hand_sides) * width)
-    scale = np.exp(rng.uniform(low, high)) / max(x2 - x1, y2 - y1, 1.0)
+    window = np.array(frame.image.shape[1::-1])
+    box = photo.hands.boxes[rng.integers(len(photo.hands))]
+    low, high = np.log(np.array(config.hand_sides) * window[0])
+    scale = np.exp(rng.uniform(low, high)) / max(_extent(box).max(), 1.0)
     linear = _linear(scale, photo, config, rng)
-    extent = np.abs(linear) @ (x2 - x1, y2 - y1) / 2
-    room = np.minimum(extent * 0.85, np.array([width, height]) * 0.45)
-    centre = rng.uniform(room, np.array([width, height]) - room)
-    affine = np.column_stack([linear, centre - linear @ ((x1 + x2) / 2, (y1 + y2) / 2)])
+    room = np.minimum(np.abs(linear) @ _extent(box) / 2 * 0.85, window * 0.45)
+    return _paste_at(frame, photo, box, linear, rng.uniform(room, window - room), config, rng)
+
+
+def paste_touching(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.random.Generator) -> Frame:
+    """The cut-out `photo` before or just beside one of the frame's hands, of about its size, mostly in its colours."""
+    index, window = int(rng.integers(len(frame.hands))), np.array(frame.image.shape[1::-1])
+    box, other = photo.hands.boxes[rng.integers(len(photo.hands))], frame.hands.boxes[index]
+    scale = np.exp(rng.uniform(-0.35, 0.35)) * _extent(other).max() / max(_extent(box).max(), 1.0)
+    linear = _linear(scale, photo, replace(config, turned=1.0), rng)  # the other arm comes from anywhere
+    angle = rng.uniform(0, 2 * np.pi)
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    reach = (np.abs(linear) @ _extent(box) + _extent(other)) / 2
+    apart = (reach / np.maximum(np.abs(direction), 1e-6)).min()  # where boxes begin to touch, going this way
+    centre = (other[:2] + other[2:]) / 2 + direction * apart * rng.uniform(0.2, 1.1)
+    if rng.random() < config.same_skin:
+        theirs, wanted = _skin(photo.image, photo.hands), _skin(frame.image, frame.hands.select(np.array([index])))
+        gain = ((wanted + 1) / (theirs + 1)).clip(0.3, 3.0)
+        photo = replace(photo, image=(photo.image * gain).clip(0, 255).astype(np.uint8))
+    return _paste_at(frame, photo, box, linear, np.clip(centre, 0.05 * window, 0.95 * window), config, rng)
+
+
+def _paste_at(
+    frame: Frame,
+    photo: Photo,
+    box: NDArray,
+    linear: NDArray,
+    centre: NDArray,
+    config: ComposerConfig,
+    rng: np.random.Generator,
+) -> Frame:
+    """`photo` under the (2, 2) `linear`, the middle of its `box` at `centre`, blurred by motion now and then."""
+    affine = np.column_stack([linear, centre - linear @ ((box[:2] + box[2:]) / 2)])
     if photo.alpha is None:
         return paste(frame, photo, affine, feather=float(rng.uniform(0, 3)))
     streak = None
     if rng.random() < config.streak:
-        angle, length = rng.uniform(0, np.pi), rng.uniform(0.1, 0.35) * scale * max(x2 - x1, y2 - y1)
+        size = np.sqrt(abs(np.linalg.det(linear))) * _extent(box).max()
+        angle, length = rng.uniform(0, np.pi), rng.uniform(0.1, 0.35) * size
         streak = np.array([np.cos(angle), np.sin(angle)]) * length
     return paste(frame, photo, affine, streak=streak)
+
+
+def _extent(box: NDArray) -> NDArray:
+    """Width and height (2,) of a box (4,)."""
+    return box[2:] - box[:2]
+
+
+def _skin(image: NDArray[np.uint8], hands: Hands) -> NDArray[np.float64]:
+    """The mean colour (3,) of an image at the keypoints of hands; those outside count at its border."""
+    at = hands.keypoints.reshape(-1, 2).round().astype(int).clip(0, np.array(image.shape[1::-1]) - 1)
+    return image[at[:, 1], at[:, 0]].mean(0)
 
 
 def paste(
@@ -327,12 +372,12 @@ def _minified(
 
 
 def _uncovered(hands: Hands, opacity: NDArray) -> Hands:
-    """Hands without those that a layer hides; those that it touches are no longer trusted."""
-    covered = np.zeros(len(hands))
-    for index, (x1, y1, x2, y2) in enumerate(hands.boxes):
-        region = opacity[max(0, int(y1)) : max(0, int(y2) + 1), max(0, int(x1)) : max(0, int(x2) + 1)]
-        covered[index] = float(region.mean()) / 255 if region.size else 0.0
-    changed = replace(hands, trusted=hands.trusted & (covered < _TOUCHED))
+    """Hands without those that a layer hides; those of which it covers much are no longer trusted."""
+    height, width = opacity.shape
+    columns, rows = (hands.keypoints[..., axis].round().astype(int) for axis in (0, 1))
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    covered = (inside & (opacity[rows.clip(0, height - 1), columns.clip(0, width - 1)] > 127)).mean(1)
+    changed = replace(hands, trusted=hands.trusted & (covered < _DOUBTED))
     return changed.select(covered < _HIDDEN)
 
 
