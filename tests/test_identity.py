@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hands import sighting, sphere_hand
@@ -14,7 +16,8 @@ from handmesh.track import Track
 
 FRAME_S = 1 / 30.0
 SIZE = 100.0
-HAND = sighting(sphere_hand(subdivisions=0))
+HAND_MESH = sphere_hand(subdivisions=0)
+HAND = sighting(HAND_MESH)
 SPOTS = np.random.default_rng(0).uniform(-0.5, 0.5, (21, 2))
 SPOTS[:2] = [[-0.5, -0.5], [0.5, 0.5]]  # they fill a square
 
@@ -132,6 +135,17 @@ def test_a_hand_is_not_passed_to_and_fro_between_two_tracks(pause_s, winner):
     assert loser.owner.id == 1 - winner
 
 
+@pytest.mark.parametrize(
+    ("right", "age", "loser"), [(0.0, 0, 1), (-2.0, 0, 0), (-2.0, 10, 1)], ids=["younger", "unlikely", "settled"]
+)
+def test_of_two_new_tracks_on_one_hand_the_younger_ends_unless_the_elders_side_is_unlikely(right, age, loser):
+    elder, younger = track(3, 200, "right"), track(8, 200, "left")
+    elder.seen_apart, younger.seen_apart = age, 0
+    views = view(200, right=right, track=elder), view(200, right=right, track=younger)
+    for first, second in (views, views[::-1]):
+        assert Rivalries().contest(first, second, 0.0) == [views[loser]]
+
+
 # ------------------------------------------------------------------------------------ two tracks, two entangled hands
 
 
@@ -191,3 +205,34 @@ def test_hands_that_both_changed_their_sides_after_an_entanglement_were_exchange
 )
 def test_other_hands_were_not_exchanged(second, log_odds, since_s):
     assert exchanged_after(track(0, 200, "right"), track(1, 400, second), log_odds, since_s=since_s) is None
+
+
+# ------------------------------------------------------------------------------------------------------- a single track
+
+
+def test_a_hand_that_was_out_of_sight_for_long_does_not_go_on_as_it_went_before():
+    gone, blinked = track(0, 200, missed_s=0.5), track(1, 200, missed_s=0.05)
+    for one in (gone, blinked):
+        one.drift = np.array([300.0, 0.0])
+        one.move_on(FRAME_S)
+        one.see(at(210).joints_2d, 1.0)
+    assert not gone.drift.any()
+    assert blinked.drift[0] > 100.0
+
+
+def test_the_score_of_a_hand_out_of_sight_never_rises():
+    lost = track(0, 200)
+    lost.shown = replace(HAND_MESH, score=0.9)
+    given = []
+    for score in (0.95, 0.4, 0.7, 0.1):
+        lost.miss(FRAME_S, score, hidden=False)
+        given.append(lost.hand.score)
+    assert given == [0.9, 0.4, 0.4, 0.1]
+
+
+@pytest.mark.parametrize(("since_s", "sides"), [(0.1, 2), (1.0, 1)])
+def test_both_sides_are_asked_about_just_after_another_hand_was_in_the_way(since_s, sides):
+    known = track(0, 200)
+    known.entangled_s = since_s
+    assert len(known.asks) == sides
+    assert known.asks[0] == "right"

@@ -21,11 +21,12 @@ from handmesh.datasets.detection import (
     VALIDATION_SETS,
     Hands,
     Photo,
+    load_photographed,
     load_photos,
     load_plain,
     plain_folders,
 )
-from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand
+from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand, paste_touching
 from handmesh.detector import THRESHOLD, HandDetector
 from handmesh.evaluation.report import write_result
 from handmesh.mistakes import in_one_line
@@ -190,6 +191,18 @@ def composed_frames(root: Path, sets: Sequence[str], seed: int = 20, repeats: in
             yield paste_hand(below, photo, config, rng)
 
 
+def touching_frames(root: Path, sets: Sequence[str], seed: int = 21) -> Iterator[Frame]:
+    """Each hand that is cut out of labelled photos, another one of them against or across it, as `composed_frames`."""
+    config = ComposerConfig(width=640, height=480, hand_sides=(0.1, 0.4), streak=0.0)
+    plain = load_plain(plain_folders(root), held_out=True)
+    cutouts = [photo for name in sets for photo in load_photographed(root / "hands" / name)]
+    for number, photo in enumerate(cutouts):
+        rng = np.random.default_rng([seed, number])
+        below = hand_free_frame(plain[int(rng.integers(len(plain)))], config.width, config.height, rng)
+        alone = paste_hand(below, photo, config, rng)
+        yield paste_touching(alone, cutouts[int(rng.integers(len(cutouts)))], config, rng)
+
+
 def as_frames(photos: Iterable[Photo]) -> Iterator[Frame]:
     """Photos as they are."""
     return (Frame(photo.image, photo.hands) for photo in photos)
@@ -232,6 +245,7 @@ def full_report(model: Path, root: Path, clip: Path | None, threads: int | None 
     folders = plain_folders(root)
     streams: dict[str, Iterable[Frame]] = {
         "validation/composed": composed_frames(root, VALIDATION_SETS, repeats=2),
+        "validation/touching": touching_frames(root, VALIDATION_SETS),
         **{f"validation/{name}": as_frames(load_photos(root / "hands" / name)) for name in VALIDATION_SETS},
         **{
             f"held_out/{kind}": as_frames(load_plain([f for f in folders if f.parent.name == kind], held_out=True))
