@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from handmesh.datasets.detection import Photo, load_photographed
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
 from handmesh.datasets.photos import PhotoDataset
 from handmesh.datasets.sample import HandSample
+from handmesh.evaluation.detection import touching_frames
+from handmesh.image_folders import is_held_out
 from handmesh.skeleton import FINGER_KNUCKLES, KEYPOINT_BONES
 
 SKIN, WALL = (205, 150, 120), (70, 90, 130)
@@ -114,3 +117,21 @@ def test_detector_frames_show_the_cut_out_hand_and_not_its_wall(photo_set):
         assert wall < 0.02  # of all pixels: what is left of it at the hand's border
         shown += len(frame.hands)
     assert shown >= 6
+
+
+def test_touching_hands_are_measured_on_frames_of_two(photo_set, tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    shutil.copytree(photo_set, root / "hands" / "signs")
+    walls = root / "backgrounds" / "walls"
+    walls.mkdir(parents=True)
+    (root / "people").mkdir()
+    name = next(one for one in map("{}.png".format, range(200)) if is_held_out(walls / one))
+    cv2.imwrite(str(walls / name), np.full((60, 80, 3), (0, 200, 0), np.uint8))
+    frames, again = (list(touching_frames(root, ["signs"])) for _ in range(2))
+    (frame,) = frames
+    np.testing.assert_array_equal(frame.image, again[0].image)
+    assert frame.image.shape == (480, 640, 3)
+    assert len(frame.hands) == 2
+    first, second = frame.hands.boxes
+    gap = np.maximum(first[:2], second[:2]) - np.minimum(first[2:], second[2:])
+    assert (gap < 0.3 * (first[2:] - first[:2]).max()).all()
