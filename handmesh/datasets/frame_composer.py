@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch
 from handmesh.datasets.detection import MIN_SEEN, Hands, Photo
+from handmesh.skeleton import KEYPOINTS
 
+WRIST, KNUCKLE = (KEYPOINTS.index(name) for name in ("wrist", "middle1"))
 _HIDDEN, _DOUBTED = 0.8, 0.4  # share of the keypoints that later layers cover: the hand is gone, or no longer trusted
 
 
@@ -29,7 +31,7 @@ class ComposerConfig:
     collage: float = 0.17  # photos pasted small on a hand-free picture
     cutouts: float = 0.37  # hands that are cut out on other pictures, where there are any; the rest has no hand
     photographed: float = 0.5  # a cut-out hand is a photographed one; else it is rendered
-    touching: float = 0.35  # a cut-out hand has another one of about its size against it or across it
+    touching: float = 0.5  # a cut-out hand has another one of about its size against it or across it
     same_skin: float = 0.7  # which has its colours
     on_photo: float = 0.3  # a cut-out hand is held before a photo with hands, its face or its chest
     elsewhere: float = 0.3  # a frame without hands is part of a labelled photo, away from its hands
@@ -132,21 +134,27 @@ def paste_hand(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.rando
 
 
 def paste_touching(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.random.Generator) -> Frame:
-    """The cut-out `photo` before or just beside one of the frame's hands, of about its size, mostly in its colours."""
-    index, window = int(rng.integers(len(frame.hands))), np.array(frame.image.shape[1::-1])
-    box, other = photo.hands.boxes[rng.integers(len(photo.hands))], frame.hands.boxes[index]
-    scale = np.exp(rng.uniform(-0.35, 0.35)) * _extent(other).max() / max(_extent(box).max(), 1.0)
-    linear = _linear(scale, photo, replace(config, turned=1.0), rng)  # the other arm comes from anywhere
-    angle = rng.uniform(0, 2 * np.pi)
-    direction = np.array([np.cos(angle), np.sin(angle)])
-    reach = (np.abs(linear) @ _extent(box) + _extent(other)) / 2
+    """The cut-out `photo` before or just beside one of the frame's hands, of about its size, mostly in its colours.
+
+    Mostly it comes from where the other one points to, as the hands of two arms do.
+    """
+    mine, others = int(rng.integers(len(photo.hands))), int(rng.integers(len(frame.hands)))
+    points, other = photo.hands.keypoints[mine], frame.hands.keypoints[others]
+    scale = np.exp(rng.uniform(-0.35, 0.35)) * np.ptp(other, axis=0).max() / max(np.ptp(points, axis=0).max(), 1.0)
+    linear = _linear(scale, photo, config, rng)
+    angle = _pointing(other) + rng.normal(0, 1.0)
+    linear = _turning(angle + np.pi + rng.normal(0, 0.7) - _pointing(points @ linear.T)) @ linear
+    direction = _turning(angle)[:, 0]
+    reach = (np.ptp(points @ linear.T, axis=0) + np.ptp(other, axis=0)) / 2
     apart = (reach / np.maximum(np.abs(direction), 1e-6)).min()  # where boxes begin to touch, going this way
-    centre = (other[:2] + other[2:]) / 2 + direction * apart * rng.uniform(0.2, 1.1)
+    centre = (other.min(0) + other.max(0)) / 2 + direction * apart * rng.uniform(0.2, 1.1)
     if rng.random() < config.same_skin:
-        theirs, wanted = _skin(photo.image, photo.hands), _skin(frame.image, frame.hands.select(np.array([index])))
+        theirs, wanted = _skin(photo.image, photo.hands), _skin(frame.image, frame.hands.select(np.array([others])))
         gain = ((wanted + 1) / (theirs + 1)).clip(0.3, 3.0)
         photo = replace(photo, image=(photo.image * gain).clip(0, 255).astype(np.uint8))
-    return _paste_at(frame, photo, box, linear, np.clip(centre, 0.05 * window, 0.95 * window), config, rng)
+    window = np.array(frame.image.shape[1::-1])
+    centre = np.clip(centre, 0.05 * window, 0.95 * window)
+    return _paste_at(frame, photo, photo.hands.boxes[mine], linear, centre, config, rng)
 
 
 def _paste_at(
@@ -168,6 +176,18 @@ def _paste_at(
         angle, length = rng.uniform(0, np.pi), rng.uniform(0.1, 0.35) * size
         streak = np.array([np.cos(angle), np.sin(angle)]) * length
     return paste(frame, photo, affine, streak=streak)
+
+
+def _pointing(keypoints: NDArray) -> float:
+    """The direction, an angle, from the wrist of a hand (21, 2) to its middle knuckle."""
+    x, y = keypoints[KNUCKLE] - keypoints[WRIST]
+    return float(np.arctan2(y, x))
+
+
+def _turning(angle: float) -> NDArray[np.float64]:
+    """(2, 2) rotation of pixels by an angle."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine], [sine, cosine]])
 
 
 def _extent(box: NDArray) -> NDArray:
@@ -346,14 +366,12 @@ def _linear(
         turn = rng.uniform(-180, 180)
     elif turn_deg is not None and rng.random() < 0.15:
         turn = rng.uniform(-100, 100)  # arms that come from the side
-    radians = np.deg2rad(turn)
-    cosine, sine = np.cos(radians), np.sin(radians)
     stretch = np.ones(2)
     if photo.alpha is None and rng.random() < config.unstretch:
         ratio = np.exp(rng.uniform(-0.29, 0.29) / 2)
         stretch = np.array([ratio, 1 / ratio])
     mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0])
-    return scale * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag(stretch * mirror)
+    return scale * _turning(np.deg2rad(turn)) @ np.diag(stretch * mirror)
 
 
 def _minified(
