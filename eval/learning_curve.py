@@ -77,7 +77,7 @@ def _draw(rows: list[dict[str, str]]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("samples seen", fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
     return figure
 
 
