@@ -17,7 +17,7 @@ from handmesh.cli import main
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.sample import collate
-from handmesh.evaluation.metrics import keypoint_error
+from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.evaluation.validation import fixed_batch
 from handmesh.model.deploy import load_torch_network
 from handmesh.model.regressor import HandRegressor, NetworkConfig, Prediction, load_network
@@ -25,7 +25,7 @@ from handmesh.skeleton import MANO_VERTEX_COUNT
 from handmesh.synthesis.synthesize import synthesize
 from handmesh.training.command import _parser, configure
 from handmesh.training.config import FREIHAND_IMAGES, PRESETS
-from handmesh.training.losses import LossWeights, training_loss
+from handmesh.training.losses import LossWeights, aligned_distance, training_loss
 
 RENDERED = 200
 SMALL = ["--no-pretrained", "--size", "64", "--batch-size", "4"]
@@ -180,6 +180,28 @@ def test_guessed_depths_weigh_less_than_measured_ones():
             for depth in (torch.ones(2), torch.zeros(2))
         ]
     assert losses[1] == pytest.approx(LossWeights().pseudo_depth * float(losses[0]))
+
+
+def test_aligned_distances_are_what_pa_errors_measure():
+    generator = torch.Generator().manual_seed(0)
+    truth = 0.05 * torch.randn(4, 21, 3, generator=generator)
+    points = truth + 0.01 * torch.randn(4, 21, 3, generator=generator)
+    points[1] *= torch.tensor([-1.0, 1.0, 1.0])  # a mirrored hand is not the same hand
+    points.requires_grad_()
+    distances = aligned_distance(points, truth)
+    np.testing.assert_allclose(1e3 * distances.detach(), pa_error_mm(points.detach().numpy(), truth.numpy()), rtol=1e-4)
+    assert distances[1] > 2 * distances[0]
+    (gradient,) = torch.autograd.grad(distances.sum(), points)
+    with torch.no_grad():
+        assert (aligned_distance(points - 1e-3 * gradient, truth) < distances).all()
+
+
+def test_alignment_takes_hands_without_a_size():
+    points = torch.zeros(2, 21, 3, requires_grad=True)
+    distances = aligned_distance(points, torch.stack([torch.zeros(21, 3), torch.eye(21, 3)]))
+    (gradient,) = torch.autograd.grad(distances.sum(), points)
+    assert distances.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def test_loss_makes_no_tensor_on_another_device():

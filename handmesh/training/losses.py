@@ -25,6 +25,8 @@ class LossWeights:
     vertices: float = 5.0
     depth: float = 2.0
     projection: float = 3.0
+    aligned_joints: float = 5.0  # what PA-MPJPE and PA-MPVPE measure
+    aligned_vertices: float = 5.0
     betas: float = 0.5
     mean_shape: float = 0.2  # pull towards betas 0 where the shape is not known, as a share of `betas`
     mask: float = 0.3
@@ -61,6 +63,12 @@ def training_loss(
         "vertices": weighted_mean(
             (prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters
         ),
+        "aligned_joints": weighted_mean(
+            aligned_distance(joints, true_joints), batch.weight_3d * (batch.exact_depth > 0)
+        ),
+        "aligned_vertices": weighted_mean(
+            aligned_distance(prediction.vertices / size, true_vertices / true_size), batch.weight_parameters
+        ),
         "depth": weighted_mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
         "mask": weighted_mean(
             F.binary_cross_entropy_with_logits(head.mask, batch.mask, reduction="none"), batch.weight_mask
@@ -88,3 +96,18 @@ def _heatmap_loss(heatmaps: torch.Tensor, true_2d: torch.Tensor, weight_2d: torc
     entropy = -(target * heatmaps.flatten(2).log_softmax(-1)).sum(-1)  # (N, 21)
     inside = (true_2d.abs().amax(-1) < 1.0).float() * weight_2d[:, None]
     return (entropy * inside).sum() / inside.sum().clamp_min(1.0)
+
+
+def aligned_distance(points: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """(N,) mean distance of points (N, P, 3) to the truth after the best similarity onto it (Umeyama, 1991).
+
+    No gradient flows through the similarity: at its best, small changes of it change (squared) distances by nothing.
+    """
+    centred, wanted = points - points.mean(1, keepdim=True), truth - truth.mean(1, keepdim=True)
+    with torch.no_grad():
+        u, spread, vh = torch.linalg.svd(centred.transpose(1, 2) @ wanted)  # (N, 3, 3)
+        signs = torch.ones_like(spread)
+        signs[:, 2] = torch.linalg.det(u @ vh).sign()
+        scale = (spread * signs).sum(1) / centred.square().sum((1, 2)).clamp_min(1e-9)
+        move = scale[:, None, None] * (u * signs[:, None]) @ vh
+    return (centred @ move - wanted).square().sum(-1).clamp_min(1e-12).sqrt().mean(1)
