@@ -77,7 +77,8 @@ def _draw(rows: list[dict[str, str]]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("samples seen", fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    runs = figure.axes[0].get_legend_handles_labels()
+    figure.axes[-1].legend(*runs, loc="lower right", ncols=3, fontsize=7)  # beneath curves that end near 1
     return figure
 
 
