@@ -16,7 +16,7 @@ from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch
 from handmesh.datasets.detection import MIN_SEEN, Hands, Photo
 from handmesh.skeleton import KEYPOINTS
 
-WRIST, KNUCKLE = (KEYPOINTS.index(name) for name in ("wrist", "middle1"))
+_WRIST, _KNUCKLE = (KEYPOINTS.index(name) for name in ("wrist", "middle1"))
 _HIDDEN, _DOUBTED = 0.8, 0.4  # share of the keypoints that later layers cover: the hand is gone, or no longer trusted
 
 
@@ -180,7 +180,7 @@ def _paste_at(
 
 def _pointing(keypoints: NDArray) -> float:
     """The direction, an angle, from the wrist of a hand (21, 2) to its middle knuckle."""
-    x, y = keypoints[KNUCKLE] - keypoints[WRIST]
+    x, y = keypoints[_KNUCKLE] - keypoints[_WRIST]
     return float(np.arctan2(y, x))
 
 
