@@ -306,12 +306,9 @@ def _add_hand(
     to_other[:, 2] += centre - (size - 1) / 2
     theirs = _warp(other.image, to_other, size, cv2.BORDER_REPLICATE).astype(np.float32)
     share = _warp(alpha, to_other, size, cv2.BORDER_REPLICATE).astype(np.float32)[..., None] * (1 / 255)
-    at = joints_px.round().astype(int).clip(0, size - 1)
     if rng.random() < 0.7:
-        at_other = other.joints_2d.round().astype(int).clip(0, np.array(other.image.shape[1::-1]) - 1)
-        colours = image[at[:, 1], at[:, 0]].mean(0), other.image[at_other[:, 1], at_other[:, 0]].mean(0)
-        theirs = theirs * ((colours[0] + 1) / (colours[1] + 1)).clip(0.3, 3.0).astype(np.float32)
-    hides_most = (share[at[:, 1], at[:, 0]] > 0.5).mean() > 0.5
+        theirs = theirs * skin_gain(image, joints_px, other.image, other.joints_2d).astype(np.float32)
+    hides_most = (_pixels_at(share, joints_px) > 0.5).mean() > 0.5
     if hides_most and opacity is None:
         return image, mask
     behind = opacity is not None and (rng.random() < 0.5 or hides_most)
@@ -320,6 +317,18 @@ def _add_hand(
         share = share * (1 - opacity.astype(np.float32)[..., None] * (1 / 255))
     image = (image * (1 - share) + theirs * share).clip(0, 255).astype(np.uint8)
     return image, mask if mask is None or behind else np.where(share[..., 0] > 0.5, np.uint8(0), mask)
+
+
+def skin_gain(image: np.ndarray, joints_px: np.ndarray, other: np.ndarray, other_px: np.ndarray) -> np.ndarray:
+    """Factors (3,), .3 to 3, that give another picture's hand, keypoints (N, 2), the colours of this picture's hand."""
+    wanted, theirs = _pixels_at(image, joints_px).mean(0), _pixels_at(other, other_px).mean(0)
+    return ((wanted + 1) / (theirs + 1)).clip(0.3, 3.0)
+
+
+def _pixels_at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The pixels (N, ...) next to points (N, 2); those outside count at the border."""
+    at = points.round().astype(int).clip(0, np.array(image.shape[1::-1]) - 1)
+    return image[at[:, 1], at[:, 0]]
 
 
 def _occlude(

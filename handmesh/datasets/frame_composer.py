@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch
+from handmesh.crop import roll
+from handmesh.datasets.augment import AugmentConfig, degrade, procedural_patch, skin_gain
 from handmesh.datasets.detection import MIN_SEEN, Hands, Photo
 from handmesh.skeleton import KEYPOINTS
 
@@ -89,11 +90,11 @@ class Pictures:
         """A hand that is cut out, with this probability of a photo where both kinds are there."""
         if any(self.photographed) and (not self.rendered or rng.random() < photographed):
             return self._of_sets(self.photographed, rng)
-        return _pick(self.rendered, rng)
+        return pick(self.rendered, rng)
 
     def _of_sets(self, sets: Sequence[Sequence[Photo]], rng: np.random.Generator) -> Photo:
         share = np.array([weight if photos else 0.0 for photos, weight in zip(sets, self.weights, strict=True)])
-        return _pick(sets[int(rng.choice(len(sets), p=share / share.sum()))], rng)
+        return pick(sets[int(rng.choice(len(sets), p=share / share.sum()))], rng)
 
 
 def compose(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator) -> Frame:
@@ -143,14 +144,14 @@ def paste_touching(frame: Frame, photo: Photo, config: ComposerConfig, rng: np.r
     scale = np.exp(rng.uniform(-0.35, 0.35)) * np.ptp(other, axis=0).max() / max(np.ptp(points, axis=0).max(), 1.0)
     linear = _linear(scale, photo, config, rng)
     angle = _pointing(other) + rng.normal(0, 1.0)
-    linear = _turning(angle + np.pi + rng.normal(0, 0.7) - _pointing(points @ linear.T)) @ linear
-    direction = _turning(angle)[:, 0]
+    turn = angle + np.pi + rng.normal(0, 0.7) - _pointing(points @ linear.T)
+    linear = roll(turn)[:2, :2] @ linear
+    direction = roll(angle)[:2, 0]
     reach = (np.ptp(points @ linear.T, axis=0) + np.ptp(other, axis=0)) / 2
     apart = (reach / np.maximum(np.abs(direction), 1e-6)).min()  # where boxes begin to touch, going this way
     centre = (other.min(0) + other.max(0)) / 2 + direction * apart * rng.uniform(0.2, 1.1)
     if rng.random() < config.same_skin:
-        theirs, wanted = _skin(photo.image, photo.hands), _skin(frame.image, frame.hands.select(np.array([others])))
-        gain = ((wanted + 1) / (theirs + 1)).clip(0.3, 3.0)
+        gain = skin_gain(frame.image, other, photo.image, photo.hands.keypoints.reshape(-1, 2))
         photo = replace(photo, image=(photo.image * gain).clip(0, 255).astype(np.uint8))
     window = np.array(frame.image.shape[1::-1])
     centre = np.clip(centre, 0.05 * window, 0.95 * window)
@@ -184,21 +185,9 @@ def _pointing(keypoints: NDArray) -> float:
     return float(np.arctan2(y, x))
 
 
-def _turning(angle: float) -> NDArray[np.float64]:
-    """(2, 2) rotation of pixels by an angle."""
-    cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([[cosine, -sine], [sine, cosine]])
-
-
 def _extent(box: NDArray) -> NDArray:
     """Width and height (2,) of a box (4,)."""
     return box[2:] - box[:2]
-
-
-def _skin(image: NDArray[np.uint8], hands: Hands) -> NDArray[np.float64]:
-    """The mean colour (3,) of an image at the keypoints of hands; those outside count at its border."""
-    at = hands.keypoints.reshape(-1, 2).round().astype(int).clip(0, np.array(image.shape[1::-1]) - 1)
-    return image[at[:, 1], at[:, 0]].mean(0)
 
 
 def paste(
@@ -283,7 +272,7 @@ def _covered(frame: Frame, pictures: Pictures, rng: np.random.Generator) -> Fram
     else:
         cv2.circle(shape, (int(middle[0]), int(middle[1])), max(1, int(thickness)), 255, -1)
     height, width = frame.image.shape[:2]
-    over = hand_free_frame(_pick(pictures.backgrounds, rng), width, height, rng, zoom=0.25)
+    over = hand_free_frame(pick(pictures.backgrounds, rng), width, height, rng, zoom=0.25)
     return paste(frame, Photo(over.image, Hands.none(), shape), np.eye(3)[:2])
 
 
@@ -315,16 +304,16 @@ def _empty(pictures: Pictures, config: ComposerConfig, rng: np.random.Generator,
         pattern = np.ascontiguousarray(procedural_patch(rng, max(width, height))[:height, :width])
         frame = Frame(pattern, Hands.none())
     else:
-        frame = hand_free_frame(_pick(pictures.backgrounds, rng), width, height, rng, zoom=0.25)
+        frame = hand_free_frame(pick(pictures.backgrounds, rng), width, height, rng, zoom=0.25)
     if people and pictures.people and rng.random() < config.person:
-        person = _pick(pictures.people, rng)
+        person = pick(pictures.people, rng)
         rows, columns = person.image.shape[:2]
         linear = _linear(np.exp(rng.uniform(np.log(0.3), np.log(1.6))) * height / rows, person, config, rng)
         middle = rng.uniform(0, 1, 2) * (width, height)
         affine = np.column_stack([linear, middle - linear @ (columns / 2, rows / 2)])
         frame = paste(frame, person, affine, feather=float(rng.uniform(0, 3)))
     if people and pictures.arms and rng.random() < config.arms:
-        arm = _pick(pictures.arms, rng)
+        arm = pick(pictures.arms, rng)
         rows, columns = arm.image.shape[:2]
         linear = _linear(np.exp(rng.uniform(np.log(0.15), np.log(1.3))) * height / rows, arm, config, rng)
         middle = rng.uniform(0, 1, 2) * (width, height)
@@ -371,7 +360,7 @@ def _linear(
         ratio = np.exp(rng.uniform(-0.29, 0.29) / 2)
         stretch = np.array([ratio, 1 / ratio])
     mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0])
-    return scale * _turning(np.deg2rad(turn)) @ np.diag(stretch * mirror)
+    return scale * roll(np.deg2rad(turn))[:2, :2] @ np.diag(stretch * mirror)
 
 
 def _minified(
@@ -431,5 +420,6 @@ def _finished(frame: Frame, config: ComposerConfig, rng: np.random.Generator) ->
     return Frame(np.ascontiguousarray(image), _cut_off(frame.hands, window))
 
 
-def _pick(photos: Sequence[Photo], rng: np.random.Generator) -> Photo:
+def pick(photos: Sequence[Photo], rng: np.random.Generator) -> Photo:
+    """Any of them."""
     return photos[int(rng.integers(len(photos)))]

@@ -26,7 +26,7 @@ from handmesh.datasets.detection import (
     load_plain,
     plain_folders,
 )
-from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand, paste_touching
+from handmesh.datasets.frame_composer import ComposerConfig, Frame, hand_free_frame, paste_hand, paste_touching, pick
 from handmesh.detector import THRESHOLD, HandDetector
 from handmesh.evaluation.report import write_result
 from handmesh.mistakes import in_one_line
@@ -187,7 +187,7 @@ def composed_frames(root: Path, sets: Sequence[str], seed: int = 20, repeats: in
     for number, photo in enumerate(p for name in sets for p in load_photos(root / "hands" / name) if len(p.hands)):
         for repeat in range(repeats):
             rng = np.random.default_rng([seed, number, repeat])
-            below = hand_free_frame(plain[int(rng.integers(len(plain)))], config.width, config.height, rng)
+            below = hand_free_frame(pick(plain, rng), config.width, config.height, rng)
             yield paste_hand(below, photo, config, rng)
 
 
@@ -198,9 +198,9 @@ def touching_frames(root: Path, sets: Sequence[str], seed: int = 21) -> Iterator
     cutouts = [photo for name in sets for photo in load_photographed(root / "hands" / name)]
     for number, photo in enumerate(cutouts):
         rng = np.random.default_rng([seed, number])
-        below = hand_free_frame(plain[int(rng.integers(len(plain)))], config.width, config.height, rng)
+        below = hand_free_frame(pick(plain, rng), config.width, config.height, rng)
         alone = paste_hand(below, photo, config, rng)
-        yield paste_touching(alone, cutouts[int(rng.integers(len(cutouts)))], config, rng)
+        yield paste_touching(alone, pick(cutouts, rng), config, rng)
 
 
 def as_frames(photos: Iterable[Photo]) -> Iterator[Frame]:
