@@ -47,6 +47,7 @@ def training_loss(
     size = hand_size(prediction.joints)
     true_joints = batch.joints / true_size
     joints = prediction.joints / size
+    vertices, true_vertices = prediction.vertices / size, true_vertices / true_size
     axes = torch.ones(len(joints), 1, 3, device=joints.device)
     axes[:, :, 2] = torch.where(batch.exact_depth > 0, 1.0, weights.pseudo_depth)[:, None]
     unknown_shape = batch.presence * (1 - batch.weight_parameters)  # their betas are 0 in the batch
@@ -60,15 +61,11 @@ def training_loss(
         "rotations": weighted_mean((head.rotations - batch.rotations).abs(), batch.weight_parameters),
         "betas": weighted_mean((head.betas - batch.betas).abs(), shape_weight),
         "joints": weighted_mean((joints - true_joints).abs() * axes, batch.weight_3d),
-        "vertices": weighted_mean(
-            (prediction.vertices / size - true_vertices / true_size).abs(), batch.weight_parameters
-        ),
+        "vertices": weighted_mean((vertices - true_vertices).abs(), batch.weight_parameters),
         "aligned_joints": weighted_mean(
             aligned_distance(joints, true_joints), batch.weight_3d * (batch.exact_depth > 0)
         ),
-        "aligned_vertices": weighted_mean(
-            aligned_distance(prediction.vertices / size, true_vertices / true_size), batch.weight_parameters
-        ),
+        "aligned_vertices": weighted_mean(aligned_distance(vertices, true_vertices), batch.weight_parameters),
         "depth": weighted_mean((head.depth - true_joints[..., 2]).abs() * axes[..., 2], batch.weight_3d),
         "mask": weighted_mean(
             F.binary_cross_entropy_with_logits(head.mask, batch.mask, reduction="none"), batch.weight_mask
