@@ -25,8 +25,8 @@ class LossWeights:
     vertices: float = 5.0
     depth: float = 2.0
     projection: float = 3.0
-    aligned_joints: float = 5.0  # what PA-MPJPE and PA-MPVPE measure
-    aligned_vertices: float = 5.0
+    aligned_joints: float = 0.0  # what PA-MPJPE and PA-MPVPE measure
+    aligned_vertices: float = 0.0
     betas: float = 0.5
     mean_shape: float = 0.2  # pull towards betas 0 where the shape is not known, as a share of `betas`
     mask: float = 0.3
