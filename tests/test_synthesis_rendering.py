@@ -241,7 +241,7 @@ def test_backgrounds(tmp_path):
     photo[:, 250:] = (0, 0, 255)  # blue in RGB
     (tmp_path / "deep").mkdir()
     cv2.imwrite(str(tmp_path / "deep" / "a.png"), photo[..., ::-1])
-    photos = load_photos([tmp_path])
+    photos = load_photos([tmp_path], also_held_out=True)
     assert [max(p.shape) for p in photos] == [480]
     assert photos[0][5, -5, 2] == 255
     assert view_of_photo(photos[0], 64, rng).shape == (64, 64, 3)

@@ -2,12 +2,14 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from handmesh.assets import load_hand_model
 from handmesh.datasets.freihand import mano_parameters
+from handmesh.image_folders import is_held_out
 from handmesh.model.hand_model import HandModel
 from handmesh.synthesis.synthesize import main, synthesize
 
@@ -134,6 +136,16 @@ def test_mistakes_are_named(tmp_path):
             synthesize(tmp_path / "set", 1, 0, backgrounds=[tmp_path / "bare"], workers=workers)
     with pytest.raises(ValueError, match="positive"):
         synthesize(tmp_path, 0, 0)
+
+
+def test_training_hands_stand_before_no_picture_that_is_kept_to_measure_on(tmp_path):
+    walls = tmp_path / "walls"
+    walls.mkdir()
+    name = next(one for one in map("{}.png".format, range(200)) if is_held_out(walls / one))
+    cv2.imwrite(str(walls / name), np.full((80, 90, 3), 99, np.uint8))
+    with pytest.raises(ValueError, match="kept out of training"):
+        render(tmp_path / "set", count=1, split="training", backgrounds=[walls])
+    render(tmp_path / "set", count=1, backgrounds=[walls])
 
 
 def test_a_set_that_was_not_rendered_here_is_left_alone(tmp_path):

@@ -14,10 +14,13 @@ _LONG_SIDE, _SHORT_SIDE = 480, 64
 Array = np.ndarray
 
 
-def load_photos(directories: Sequence[Path | str]) -> list[Array]:
-    """All photos below the directories, as uint8 RGB of at most 480 px, without those of less than 64. Errors as
-    `load_images`."""
-    return load_images(directories, _LONG_SIDE, smallest_px=_SHORT_SIDE)
+def load_photos(directories: Sequence[Path | str], *, also_held_out: bool) -> list[Array]:
+    """All photos below the directories, as uint8 RGB of at most 480 px, without those of less than 64.
+
+    Those that are kept out of training (`handmesh.image_folders.is_held_out`) come only where ``also_held_out``.
+    Errors as `load_images`.
+    """
+    return load_images(directories, _LONG_SIDE, smallest_px=_SHORT_SIDE, also_held_out=also_held_out)
 
 
 def view_of_photo(photo: Array, size: int, rng: np.random.Generator) -> Array:

@@ -108,7 +108,8 @@ def synthesize(
 ) -> float:
     """Render ``count`` images under ``root/split``; returns images per second of this run (0 if all was there).
 
-    backgrounds: directories of photos (searched recursively); without any, drawn backgrounds are used.
+    backgrounds: directories of photos (searched recursively); without any, drawn backgrounds are used. The training
+    split leaves out those that `handmesh train` keeps to measure on (`handmesh.image_folders.is_held_out`).
     environments: directories of .hdr environment maps. workers: processes, by default one per core.
     skins: how many people; shard_size: images that are rendered, and after an interruption repeated, together.
     write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
@@ -235,7 +236,7 @@ def _open_worker(job: Job) -> _Worker:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     arrays = load_hand_model()
-    photos = load_photos(job.backgrounds)
+    photos = load_photos(job.backgrounds, also_held_out=job.split == "evaluation")
     environments = [Environment.read(p) for p in job.environments]
     studio = Studio(arrays, photos, environments, second_hand=job.second_hand)
     return _Worker(job, studio, HandModel(arrays), load_pose_bank())
@@ -356,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=("training", "evaluation"), default="training")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
-    parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos")
+    parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos without hands")
     parser.add_argument("--environments", type=Path, nargs="*", default=[], help="directories of .hdr maps")
     parser.add_argument("--skins", type=int, default=None, help="number of different people")
     parser.add_argument("--second-hand", type=float, default=SECOND_HAND, help="share with the other hand")
