@@ -15,6 +15,7 @@ from handmesh.model.deploy import (
     export_hand_model,
     export_hand_network,
     fold,
+    folded_average,
     forget_weights,
     load_torch_network,
     parity_mm,
@@ -24,7 +25,6 @@ from handmesh.model.deploy import (
 from handmesh.model.regressor import (
     HandRegressor,
     NetworkConfig,
-    load_average,
     save_network,
     wrist_relative_hand,
 )
@@ -134,17 +134,27 @@ def test_an_export_does_not_replace_other_graphs(tmp_path, capsys):
 
 
 def test_several_checkpoints_become_their_average(tmp_path):
-    networks = [HandRegressor(NetworkConfig(input_size=64)) for _ in range(2)]
-    paths = [tmp_path / f"{number}.pt" for number in range(2)]
-    for path, network in zip(paths, networks, strict=True):
-        save_network(network, path, seen=5)
-    mean = load_average(paths).state_dict()
-    for key, value in networks[0].state_dict().items():
-        wanted = 0.5 * (value + networks[1].state_dict()[key]) if value.is_floating_point() else value
+    networks = [seasoned("t8") for _ in range(2)]
+    with torch.no_grad():
+        for parameter in networks[1].parameters():
+            parameter *= 0.9
+    folded = [fold(network).state_dict() for network in networks]
+    paths = [tmp_path / "trained.pt", tmp_path / "exported.onnx"]
+    save_network(networks[0], paths[0], seen=5)
+    export_hand_network(fold(networks[1]), paths[1], name="net", float16=False)
+    mean = folded_average([*paths, paths[1]]).state_dict()
+    for key, value in folded[0].items():
+        wanted = (value + 2 * folded[1][key]) / 3 if value.is_floating_point() else value
         torch.testing.assert_close(mean[key], wanted)
-    save_network(HandRegressor(NetworkConfig(input_size=96)), paths[1])
+    save_network(HandRegressor(NetworkConfig(input_size=96)), tmp_path / "large.pt")
     with pytest.raises(ValueError, match="only like networks average"):
-        load_average(paths)
+        folded_average([*paths, tmp_path / "large.pt"])
+
+
+def test_exported_files_alone_do_not_say_what_they_have_seen(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        deploy.main([str(tmp_path / "a.onnx"), "--folder", str(tmp_path)])
+    assert "give --samples" in capsys.readouterr().err
 
 
 def test_registry_keeps_other_entries(tmp_path):
@@ -210,7 +220,8 @@ def test_an_interrupted_export_leaves_the_weights_that_were_there(tmp_path, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deploy, "load_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "folded_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "load_network", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
     monkeypatch.setattr(deploy, "export_hand_network", lambda _, path, **__: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "export_hand_model", lambda path, _: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "parity_mm", interrupted)
@@ -234,7 +245,8 @@ def test_a_broken_network_is_not_published(tmp_path, monkeypatch):
     (tmp_path / "fast.onnx").write_bytes(b"old")
     register_weights(tmp_path, "fast", tmp_path / "fast.onnx", {"kind": "hand"})
     before = (tmp_path / "weights.json").read_text()
-    monkeypatch.setattr(deploy, "load_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "folded_average", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
+    monkeypatch.setattr(deploy, "load_network", lambda *_: HandRegressor(NetworkConfig(input_size=64)))
     monkeypatch.setattr(deploy, "export_hand_network", lambda _, path, **__: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "export_hand_model", lambda path, _: path.write_bytes(b"new"))
     monkeypatch.setattr(deploy, "runtime_parity_mm", lambda *_: 0.0)

@@ -35,7 +35,6 @@ from handmesh.model.regressor import (
     HandRegressor,
     NetworkConfig,
     check_hand_model,
-    load_average,
     load_network,
     read_checkpoint,
     wrist_relative_hand,
@@ -131,6 +130,11 @@ def parity_mm(network: HandRegressor, other: HandRegressor, crops: torch.Tensor)
     """Largest distance between the same vertex of two networks' hands over crops (N, S, S, 3) uint8, in mm."""
     network, other = network.eval(), other.eval()
     return float((network(crops).vertices - other(crops).vertices).norm(dim=-1).max()) * 1e3
+
+
+def fold_mm(network: HandRegressor, crops: torch.Tensor) -> float:
+    """How far folding a network moves a vertex, as `parity_mm`."""
+    return parity_mm(network, fold(network), crops)
 
 
 class DeployedHand(nn.Module):
@@ -295,6 +299,28 @@ def load_torch_network(path: Path, hand_model: HandModelArrays | None = None) ->
     return _network_from_onnx(path, hand_model) if path.suffix == ".onnx" else fold(load_network(path, hand_model))
 
 
+def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = None) -> HandRegressor:
+    """The mean of folded networks, each from a file that `load_torch_network` takes.
+
+    Networks from the ends of successive runs lie around a better one (Izmailov et al., "Averaging weights leads to
+    wider optima and better generalization", UAI 2018); such as began apart cannot be averaged. Raises as
+    `load_torch_network`, and ValueError for networks of different forms.
+    """
+    networks = [load_torch_network(path, hand_model) for path in paths]
+    mean = networks[0]
+    for path, network in zip(paths, networks, strict=True):
+        if network.config != mean.config:
+            raise ValueError(f"{path} holds {network.config}, but {paths[0]} {mean.config}: only like networks average")
+    states = [network.state_dict() for network in networks]
+    mean.load_state_dict(
+        {
+            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+            for key, value in states[0].items()
+        }
+    )
+    return mean
+
+
 def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRegressor:
     model = read_graph(path)
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
@@ -363,12 +389,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `handmesh export`: checkpoint -> folded ONNX files, entered into the folder's weights.json."""
     parser = argparse.ArgumentParser(prog="handmesh export", description=main.__doc__)
     parser.add_argument(
-        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a run's ema.pt; of several, their average"
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a run's ema.pt; of several, their average, also with exported float .onnx files",
     )
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
-    parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last checkpoint's)")
+    parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last ema.pt's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the exporter itself is talkative
@@ -379,9 +409,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
 
     hand_model = None if args.hand_model is None else load_hand_model(args.hand_model)
-    network = load_average(args.checkpoints, hand_model)
-    folded = fold(network)
-    size = network.config.input_size
+    trained = [path for path in dict.fromkeys(args.checkpoints) if path.suffix != ".onnx"]
+    if args.samples is None and not trained:
+        parser.error("exported files do not say how much they have seen: give --samples")
+    folded = folded_average(args.checkpoints, hand_model)
+    size = folded.config.input_size
     generator = torch.Generator().manual_seed(0)
     crops = torch.randint(0, 256, (args.crops, size, size, 3), generator=generator, dtype=torch.uint8)
     rounded = round_to_float16(folded)
@@ -392,15 +424,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_hand_network(folded, hand_file, name=args.name)
         export_hand_model(pose_file, hand_model)
         report = {
-            "fold_mm": parity_mm(network, folded, crops),
+            "fold_mm": float(np.max([fold_mm(load_network(path, hand_model), crops) for path in trained], initial=0.0)),
             "float16_mm": parity_mm(folded, rounded, crops),
             "onnxruntime_mm": runtime_parity_mm(rounded, hand_file, crops),
         }
         kept = report["fold_mm"] <= MAX_CHANGE_MM and report["onnxruntime_mm"] <= MAX_CHANGE_MM  # not so for NaN
         if not kept or not math.isfinite(report["float16_mm"]):
             raise ValueError(f"nothing was published: the network is broken, or changes as it is exported ({report})")
-        seen = args.samples or read_checkpoint(args.checkpoints[-1]).get("seen")
-        built = network.config
+        seen = args.samples or read_checkpoint(trained[-1]).get("seen")
+        built = folded.config
         facts = {"variant": built.variant, "head": built.head, "activation": built.activation, "input_size": size}
         facts["samples_seen"] = seen
         forget_weights(args.folder, args.name + INT8_SUFFIX)  # the twin of the weights before

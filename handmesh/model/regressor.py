@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,28 +146,6 @@ def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandR
         raise ValueError(f"{path} is not a hand network checkpoint: {error}") from error
     check_hand_model(network, stored.get("vertices"), path)
     return network
-
-
-def load_average(paths: Sequence[Path], hand_model: HandModelArrays | None = None) -> HandRegressor:
-    """The mean of networks that `save_network` wrote, with all their averages of batch norms.
-
-    Networks from the ends of successive runs lie around a better one (Izmailov et al., "Averaging weights leads to
-    wider optima and better generalization", UAI 2018); such as began apart cannot be averaged. Raises as
-    `load_network`, and ValueError for networks of different forms.
-    """
-    networks = [load_network(path, hand_model) for path in paths]
-    mean = networks[0]
-    for path, network in zip(paths, networks, strict=True):
-        if network.config != mean.config:
-            raise ValueError(f"{path} holds {network.config}, but {paths[0]} {mean.config}: only like networks average")
-    states = [network.state_dict() for network in networks]
-    mean.load_state_dict(
-        {
-            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
-            for key, value in states[0].items()
-        }
-    )
-    return mean
 
 
 def check_hand_model(network: HandRegressor, vertices: int | None, path: Path) -> None:
