@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.duplicates import is_part, is_same_hand
+from handmesh.duplicates import each_once, is_same_hand
 from handmesh.handedness import SURE, for_side, right_evidence
 from handmesh.records import Side, Sighting, box_iou
 from handmesh.track import Track
@@ -155,14 +155,8 @@ def trust(view: View, seen: Sequence[View], lost: Sequence[Track]) -> float:
 
 def new_hands(views: Sequence[View], known: Sequence[View]) -> list[View]:
     """The views whose hand is none of the known ones nor a part of one, and each of them once."""
-    hands = [view.best.joints_2d for view in known]
-    new: list[View] = []
-    for view in views:
-        keypoints = view.best.joints_2d
-        if not any(is_same_hand(keypoints, other) or is_part(keypoints, other) for other in hands):
-            new.append(view)
-            hands.append(keypoints)
-    return new
+    once = each_once([view.best.joints_2d for view in (*known, *views)])
+    return [views[i - len(known)] for i in once if i >= len(known)]
 
 
 def recall(views: Sequence[View], lost: Sequence[Track]) -> None:

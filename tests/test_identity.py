@@ -99,6 +99,11 @@ def test_a_hand_found_twice_is_new_once():
     assert new_hands([first, again], []) == [first]
 
 
+def test_of_a_hand_and_a_part_of_it_the_hand_is_new():
+    part, whole = view(0, size=40), view(0)
+    assert new_hands([part, whole], []) == [whole]
+
+
 def test_nothing_is_believed_of_a_hand_with_a_lost_one_in_its_crop():
     seen = view(0, track=track(0, 0))
     assert trust(seen, [seen], []) == trust(seen, [seen], [track(1, 150)]) == 1.0
