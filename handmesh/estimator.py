@@ -37,7 +37,7 @@ from handmesh.runtime import Graph, Precision, Runtime, load_graph
 from handmesh.smoothing import rotmat_to_rotvec
 
 PRESENCE = 0.99
-"""What the network must say for a detected hand to be given out, unless another threshold is asked for."""
+"""What the network must say for a detected hand to be given out, unless its file or the caller asks for another."""
 
 ASKEW = 0.5
 """A hand that stands off upright by more radians is looked at again in a crop that is turned."""
@@ -85,9 +85,11 @@ class HandMeshEstimator:
         faces: NDArray[np.integer],
         *,
         detector: HandDetector | None = None,
-        presence_threshold: float = PRESENCE,
+        presence_threshold: float | None = None,
     ) -> None:
         """From the open parts: the hand network, the hand model's graph, its faces (F, 3) and a detector."""
+        if presence_threshold is None:
+            presence_threshold = network.number("presence") if "presence" in network.metadata else PRESENCE
         if not 0.0 <= presence_threshold <= 1.0:
             raise ValueError(f"presence_threshold must lie between 0 and 1 but is {presence_threshold}")
         self.detector = detector
@@ -119,7 +121,7 @@ class HandMeshEstimator:
         detector: str | Path | None = "detector",
         hand_model: str | Path | None = None,
         pose_graph: str | Path = "hand_model",
-        presence_threshold: float = PRESENCE,
+        presence_threshold: float | None = None,
     ) -> HandMeshEstimator:
         """Open a hand network by its name or from a file, with its detector and its hand model, and warm it up.
 
@@ -128,7 +130,8 @@ class HandMeshEstimator:
         on the processor; the hand model's small graph is always there. ``detector`` None does without: then every call
         must bring boxes. A network trained on another hand model than the embedded one needs that model's file as
         ``hand_model`` (.npz or MANO's .pkl) and its exported graph as ``pose_graph``. Detected hands that the network
-        gives a presence below ``presence_threshold`` are dropped.
+        gives a presence below ``presence_threshold`` are dropped; None takes the threshold that the file names, else
+        `PRESENCE`.
         """
         model = load_hand_model(hand_model)
         network = load_graph(

@@ -68,7 +68,7 @@ def stub_hand_model(stub_folder: Path) -> Path:
 def make_estimator(stub_folder: Path, tmp_path: Path) -> Callable[..., HandMeshEstimator]:
     """Builds a stub estimator; keyword arguments replace outputs of its hand network by constants."""
 
-    def make(*, detector: bool = True, presence_threshold: float = 0.5, **fixed) -> HandMeshEstimator:
+    def make(*, detector: bool = True, presence_threshold: float | None = 0.5, **fixed) -> HandMeshEstimator:
         hand = graphs.build_hand_graph(tmp_path / "hand.onnx", **fixed) if fixed else stub_folder / "hand.onnx"
         return HandMeshEstimator(
             load_graph(hand, "hand", threads=1),

@@ -71,7 +71,7 @@ def test_fold_changes_no_vertex(variant, crops):
 def test_exported_network_equals_torch_and_is_plain(tmp_path, crops):
     folded = fold(seasoned("t8"))
     path = tmp_path / "hand.onnx"
-    export_hand_network(folded, path, name="test", float16=False)
+    export_hand_network(folded, path, name="test", presence=0.9, float16=False)
     assert runtime_parity_mm(folded, path, crops) < RUNTIME_TOLERANCE_MM
     assert list(tmp_path.iterdir()) == [path]
     graph = onnx.load(str(path)).graph
@@ -79,7 +79,7 @@ def test_exported_network_equals_torch_and_is_plain(tmp_path, crops):
     session = onnxruntime.InferenceSession(str(path))
     assert [output.name for output in session.get_outputs()] == list(HAND_OUTPUTS)
     meta = json.loads(session.get_modelmeta().custom_metadata_map["handmesh"])
-    assert (meta["kind"], meta["input_size"], meta["crop_scale"]) == ("hand", 64, 1.6)
+    assert (meta["kind"], meta["input_size"], meta["crop_scale"], meta["presence"]) == ("hand", 64, 1.6, 0.9)
     alone = session.run(["vertices"], {"crop": crops[:1].numpy()})[0]
     assert abs(alone - session.run(["vertices"], {"crop": crops.numpy()})[0][:1]).max() < 1e-5
 
@@ -149,6 +149,12 @@ def test_several_checkpoints_become_their_average(tmp_path):
     save_network(HandRegressor(NetworkConfig(input_size=96)), tmp_path / "large.pt")
     with pytest.raises(ValueError, match="only like networks average"):
         folded_average([*paths, tmp_path / "large.pt"])
+
+
+def test_a_presence_that_is_no_probability_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        deploy.main([str(tmp_path / "ema.pt"), "--presence", "99", "--folder", str(tmp_path)])
+    assert "0 to 1" in capsys.readouterr().err
 
 
 def test_exported_files_alone_do_not_say_what_they_have_seen(tmp_path, capsys):

@@ -12,7 +12,7 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from handmesh.crop import Crop, turn_upright, view_rotation
-from handmesh.estimator import HandMeshEstimator
+from handmesh.estimator import PRESENCE, HandMeshEstimator
 from handmesh.records import Camera, Detection, box_of_keypoints
 from handmesh.tracker import HandTracker
 
@@ -349,6 +349,13 @@ def test_detections_without_presence_are_dropped_but_own_boxes_kept(make_estimat
         (hand,) = estimator(frame, boxes=[BOX])
         assert hand.score == pytest.approx(presence)
     assert len(make_estimator(presence=0.49, presence_threshold=0.4)(frame)) == 2
+
+
+def test_a_networks_file_says_how_much_presence_makes_a_hand(make_estimator, monkeypatch):
+    assert make_estimator(presence=0.5, presence_threshold=None).presence_threshold == PRESENCE
+    monkeypatch.setitem(graphs.HAND_DESCRIPTION, "presence", 0.75)
+    assert make_estimator(presence=0.5, presence_threshold=None).presence_threshold == 0.75
+    assert make_estimator(presence=0.5, presence_threshold=0.0).presence_threshold == 0.0
 
 
 def test_empty_scene_and_no_boxes_give_an_empty_list(estimator, dim_frame):

@@ -167,10 +167,13 @@ class _DeployedHandModel(nn.Module):
         return wrist_relative_hand(self.hand_model, rotations, betas)
 
 
-def export_hand_network(network: HandRegressor, path: Path, *, name: str, float16: bool = True) -> None:
+def export_hand_network(
+    network: HandRegressor, path: Path, *, name: str, presence: float | None = None, float16: bool = True
+) -> None:
     """Write a folded network as one ONNX file: `crop` (N, S, S, 3) uint8 RGB -> HAND_OUTPUTS, float32.
 
-    The name, input size and crop scale travel in the file's metadata. With `float16` the parameters are stored in half
+    The name, input size, crop scale and the presence that a found hand needs (None: the estimator's `PRESENCE`) travel
+    in the file's metadata. With `float16` the parameters are stored in half
     precision, computed with in single, and cast when a runtime opens the file.
     """
     size = network.config.input_size
@@ -178,6 +181,7 @@ def export_hand_network(network: HandRegressor, path: Path, *, name: str, float1
     meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "vertices": vertices}
     meta |= {"variant": network.config.variant, "head": network.config.head, "activation": network.config.activation}
     meta |= {"hand_model": "mano" if vertices == MANO_VERTEX_COUNT else "handmesh-open"}
+    meta |= {} if presence is None else {"presence": presence}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     export_graph(DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
 
@@ -398,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
+    parser.add_argument("--presence", type=float, help="what it must say of a hand to be one, 0 to 1 (default: 0.99)")
     parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last ema.pt's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
@@ -405,6 +410,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("handmesh").setLevel(logging.INFO)
     if args.name in RESERVED_NAMES:
         parser.error(f"--name {args.name} is what another graph is looked for by: choose another")
+    if args.presence is not None and not 0.0 <= args.presence <= 1.0:
+        parser.error(f"--presence is a probability, 0 to 1, and not {args.presence:g}")
     if args.hand_model is not None and args.folder.resolve() == ASSETS.resolve():
         parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
 
@@ -421,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pose_graph = "hand_model" if hand_model is None else f"{args.name}_hand_model"
     with tempfile.TemporaryDirectory() as temporary:  # what is there stays in use until all is written and measured
         hand_file, pose_file = Path(temporary) / path.name, Path(temporary) / f"{pose_graph}.onnx"
-        export_hand_network(folded, hand_file, name=args.name)
+        export_hand_network(folded, hand_file, name=args.name, presence=args.presence)
         export_hand_model(pose_file, hand_model)
         report = {
             "fold_mm": float(np.max([fold_mm(load_network(path, hand_model), crops) for path in trained], initial=0.0)),
