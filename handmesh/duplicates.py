@@ -34,7 +34,9 @@ def is_part(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
     return bool(inside.mean() >= PART_INSIDE)
 
 
-def each_once(hands: Sequence[NDArray[np.float64]]) -> list[int]:
-    """Which of some hands, by their keypoints (21, 2), are neither a part of another nor one that came before."""
-    whole = [i for i, hand in enumerate(hands) if not any(is_part(hand, other) for other in hands)]
-    return [i for n, i in enumerate(whole) if not any(is_same_hand(hands[i], hands[j]) for j in whole[:n])]
+def each_once(hands: Sequence[NDArray[np.float64]], known: Sequence[NDArray[np.float64]] = ()) -> list[int]:
+    """Which of some hands, by their keypoints (21, 2), are neither a part of another nor one that came before, hands
+    already ``known`` counted among both."""
+    whole = [i for i, hand in enumerate(hands) if not any(is_part(hand, other) for other in (*known, *hands))]
+    before = [*known, *(hands[i] for i in whole)]
+    return [i for n, i in enumerate(whole, len(known)) if not any(is_same_hand(hands[i], b) for b in before[:n])]

@@ -89,7 +89,7 @@ class HandMeshEstimator:
     ) -> None:
         """From the open parts: the hand network, the hand model's graph, its faces (F, 3) and a detector."""
         if presence_threshold is None:
-            presence_threshold = network.number("presence") if "presence" in network.metadata else PRESENCE
+            presence_threshold = network.number("presence", PRESENCE)
         if not 0.0 <= presence_threshold <= 1.0:
             raise ValueError(f"presence_threshold must lie between 0 and 1 but is {presence_threshold}")
         self.detector = detector
@@ -107,7 +107,7 @@ class HandMeshEstimator:
         self.vertex_count = int(self._faces.max()) + 1
         """V, of every mesh."""
         self._size = int(network.number("input_size"))
-        self._crop_scale = float(network.metadata.get("crop_scale", CROP_SCALE))
+        self._crop_scale = network.number("crop_scale", CROP_SCALE)
 
     @classmethod
     def from_pretrained(

@@ -155,8 +155,8 @@ def trust(view: View, seen: Sequence[View], lost: Sequence[Track]) -> float:
 
 def new_hands(views: Sequence[View], known: Sequence[View]) -> list[View]:
     """The views whose hand is none of the known ones nor a part of one, and each of them once."""
-    once = each_once([view.best.joints_2d for view in (*known, *views)])
-    return [views[i - len(known)] for i in once if i >= len(known)]
+    hands, others = ([view.best.joints_2d for view in some] for some in (views, known))
+    return [views[i] for i in each_once(hands, others)]
 
 
 def recall(views: Sequence[View], lost: Sequence[Track]) -> None:

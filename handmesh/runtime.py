@@ -61,9 +61,9 @@ class Graph:
     def __reduce__(self) -> Any:
         raise TypeError("a network cannot go to another process: open one there, such as by from_pretrained")
 
-    def number(self, key: str) -> float:
-        """A number of the file's description, or ``ValueError`` naming the file and what is missing."""
-        value = self.metadata.get(key)
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number of the file's description or the ``default``, else ``ValueError`` naming the file and the number."""
+        value = self.metadata.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f'{self.path}: its description must have a number "{key}" but has {value!r}')
         return value

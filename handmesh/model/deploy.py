@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from handmesh.assets import ASSETS, HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
 from handmesh.crop import CROP_SCALE
+from handmesh.estimator import PRESENCE
 from handmesh.model.graph_passes import HALF, PASSES, SMALL_TENSOR, store_float16
 from handmesh.model.hand_model import HandModel
 from handmesh.model.regressor import (
@@ -173,8 +174,8 @@ def export_hand_network(
     """Write a folded network as one ONNX file: `crop` (N, S, S, 3) uint8 RGB -> HAND_OUTPUTS, float32.
 
     The name, input size, crop scale and the presence that a found hand needs (None: the estimator's `PRESENCE`) travel
-    in the file's metadata. With `float16` the parameters are stored in half
-    precision, computed with in single, and cast when a runtime opens the file.
+    in the file's metadata. With `float16` the parameters are stored in half precision, computed with in single, and
+    cast when a runtime opens the file.
     """
     size = network.config.input_size
     vertices = network.hand_model.vertex_count
@@ -402,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
-    parser.add_argument("--presence", type=float, help="what it must say of a hand to be one, 0 to 1 (default: 0.99)")
+    parser.add_argument("--presence", type=float, help=f"what it must say of a hand, 0 to 1 (default: {PRESENCE})")
     parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last ema.pt's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
