@@ -169,20 +169,19 @@ class _DeployedHandModel(nn.Module):
 
 
 def export_hand_network(
-    network: HandRegressor, path: Path, *, name: str, presence: float | None = None, float16: bool = True
+    network: HandRegressor, path: Path, *, name: str, presence: float = PRESENCE, float16: bool = True
 ) -> None:
     """Write a folded network as one ONNX file: `crop` (N, S, S, 3) uint8 RGB -> HAND_OUTPUTS, float32.
 
-    The name, input size, crop scale and the presence that a found hand needs (None: the estimator's `PRESENCE`) travel
-    in the file's metadata. With `float16` the parameters are stored in half precision, computed with in single, and
-    cast when a runtime opens the file.
+    The name, input size, crop scale and the presence that a found hand needs travel in the file's metadata. With
+    `float16` the parameters are stored in half precision, computed with in single, and cast when a runtime opens the
+    file.
     """
     size = network.config.input_size
     vertices = network.hand_model.vertex_count
-    meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "vertices": vertices}
+    meta = {"kind": "hand", "name": name, "input_size": size, "crop_scale": CROP_SCALE, "presence": presence}
     meta |= {"variant": network.config.variant, "head": network.config.head, "activation": network.config.activation}
-    meta |= {"hand_model": "mano" if vertices == MANO_VERTEX_COUNT else "handmesh-open"}
-    meta |= {} if presence is None else {"presence": presence}
+    meta |= {"vertices": vertices, "hand_model": "mano" if vertices == MANO_VERTEX_COUNT else "handmesh-open"}
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     export_graph(DeployedHand(network).eval(), (example,), ("crop",), HAND_OUTPUTS, path, meta, float16=float16)
 
@@ -403,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="fast", help="name for HandMeshEstimator.from_pretrained")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where the files go")
     parser.add_argument("--crops", type=int, default=32, help="random crops for the parity report")
-    parser.add_argument("--presence", type=float, help=f"what it must say of a hand, 0 to 1 (default: {PRESENCE})")
+    parser.add_argument("--presence", type=float, default=PRESENCE, help="what it must say of a hand (%(default)s)")
     parser.add_argument("--samples", type=int, help="samples seen in all runs (default: in the last ema.pt's)")
     parser.add_argument("--hand-model", type=Path, help="the model it was trained on: your MANO_RIGHT.pkl or .npz")
     args = parser.parse_args(argv)
@@ -411,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("handmesh").setLevel(logging.INFO)
     if args.name in RESERVED_NAMES:
         parser.error(f"--name {args.name} is what another graph is looked for by: choose another")
-    if args.presence is not None and not 0.0 <= args.presence <= 1.0:
+    if not 0.0 <= args.presence <= 1.0:
         parser.error(f"--presence is a probability, 0 to 1, and not {args.presence:g}")
     if args.hand_model is not None and args.folder.resolve() == ASSETS.resolve():
         parser.error("give --folder: graphs hold their hand model, and a licensed one must not lie in the package")
