@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -492,6 +493,9 @@ def build_hand(
     )
 
 
+_assumed_camera = lru_cache(maxsize=8)(Camera.from_fov)  # a video asks for the same one in every frame
+
+
 def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camera | None = None) -> Camera:
     """The camera of a frame: where it is None, ``default`` resized to the frame, or an assumed one.
 
@@ -507,7 +511,7 @@ def check_camera(camera: Camera | None, frame: NDArray[np.uint8], default: Camer
             )
         return default if (default.width, default.height) == (width, height) else default.resized(width, height)
     if camera is None:
-        return Camera.from_fov(width, height)
+        return _assumed_camera(width, height)
     if not isinstance(camera, Camera):
         raise TypeError(f"camera must be a handmesh.Camera or None, not {type(camera).__name__}")
     if (camera.width, camera.height) != (width, height):

@@ -16,6 +16,9 @@ MIN_DEPTH_M = 0.02
 MAX_DEPTH_M = 100.0
 """A hand whose picture is a mere point is placed here."""
 
+CLOSE = 1e-4
+"""Solved well enough: a hand's depth is known to some 3 %."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -27,7 +30,7 @@ def solve_translation(
     ``joints`` (N, 21, 3) metres from the wrist in camera axes, ``joints_2d`` (N, 21, 2) px. With the ray (u, v, 1) of
     a keypoint, ``X + tx = u (Z + tz)`` and ``Y + ty = v (Z + tz)`` are linear in the translation. They are solved in
     the least-squares sense, each step weighing them by Cauchy's weights of the last step's errors in pixels, so that
-    single keypoints gone astray count for little.
+    single keypoints gone astray count for little, until a step moves the hand by less than ``CLOSE`` of its depth.
 
     Where that puts a joint behind ``MIN_DEPTH_M``, or half of them farther from their keypoints than a mere point
     would be (keypoints that fit no pose of these joints), the depth comes from the ratio of the two point sets' sizes
@@ -65,14 +68,15 @@ def _solve_one(joints: NDArray, rays: NDArray, focal: NDArray, steps: int) -> tu
     misses[..., 2], misses[..., 3] = -u_v, -b
     misses *= focal[:, None, None]
     place, median_sq = _weighted_solve(moments, moments[0]), 0.0
-    for step in range(steps + 1):
+    for _ in range(steps):
         depth = np.maximum(depths + place[2], MIN_DEPTH_M)
         x, y = (misses @ (*place, 1.0)) / depth
         errors_sq = x * x + y * y
         median_sq = np.partition(errors_sq, 10)[10]  # of 21; np.median takes ten times as long
-        if step < steps:
-            usual_sq = max(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
-            place = _weighted_solve(moments, 1.0 / (depth * depth * (1.0 + errors_sq / usual_sq)))
+        usual_sq = max(4.0 * median_sq, 0.0625)  # twice the median, at least a quarter of a pixel
+        before, place = place, _weighted_solve(moments, 1.0 / (depth * depth * (1.0 + errors_sq / usual_sq)))
+        if abs(place[2] - before[2]) < CLOSE * place[2]:
+            break
     spread_sq = (focal * focal) @ u_v.var(1)
     return place, bool(median_sq <= spread_sq)
 

@@ -126,8 +126,8 @@ class RotationFilter:
             dt_s = _elapsed(self._time_s, time_s)
             _check_shape(raw, self._raw)
             share = _low_pass_weight(DERIVATIVE_CUTOFF_HZ, dt_s)
-            before = np.concatenate([self._raw, self._smooth])
-            turned, gap = np.split(rotmat_to_rotvec(np.tile(raw, (2, 1, 1)) @ np.swapaxes(before, -1, -2)), 2)
+            before = np.stack([self._raw, self._smooth])
+            turned, gap = rotmat_to_rotvec(raw @ before.swapaxes(-1, -2))
             self._velocity = self._velocity + share * (turned / dt_s - self._velocity)
             weight = self.config.weight(np.linalg.norm(self._velocity, axis=-1), dt_s)
             self._smooth = rotvec_to_rotmat(weight[:, None] * gap) @ self._smooth
@@ -136,21 +136,21 @@ class RotationFilter:
 
 
 def rotmat_to_rotvec(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rotation matrices (N, 3, 3), or nearly so, to rotation vectors (N, 3) of angles up to pi.
+    """Rotation matrices (..., 3, 3), or nearly so, to rotation vectors (..., 3) of angles up to pi.
 
     By way of unit quaternions q: the matrix gives all of 4 q q^T, whose longest row is q without loss of digits at any
     angle. (scipy's conversion is as exact, but takes several times as long for sixteen rotations.)
     """
     m = np.asarray(rotations, np.float64).reshape(-1, 9)
-    products = (m @ _QUATERNION_PRODUCTS + _QUATERNION_ONES).reshape(-1, 4, 4)  # 4 q q^T with q = (w, x, y, z)
-    longest = products[:, range(4), range(4)].argmax(axis=-1)
-    q = products[np.arange(len(m)), longest]
+    products = m @ _QUATERNION_PRODUCTS + _QUATERNION_ONES  # 4 q q^T with q = (w, x, y, z), row by row
+    longest = products[:, ::5].argmax(axis=-1)  # of the diagonal
+    q = products.reshape(-1, 4, 4)[np.arange(len(m)), longest]
     q = np.where(q[:, :1] < 0.0, -q, q)
     sine = np.sqrt(np.square(q[:, 1:]).sum(-1))
     angle = 2.0 * np.arctan2(sine, q[:, 0])
     # Near no rotation angle / sine tends to 2 / w, with q not yet normalised.
     ratio = np.where(sine > 1e-9 * q[:, 0], angle / np.maximum(sine, 1e-300), 2.0 / np.maximum(q[:, 0], 1e-300))
-    return q[:, 1:] * ratio[:, None]
+    return (q[:, 1:] * ratio[:, None]).reshape(*np.shape(rotations)[:-2], 3)
 
 
 def _quaternion_products() -> NDArray[np.float64]:
@@ -175,14 +175,13 @@ _QUATERNION_ONES = np.eye(4).ravel()
 def rotvec_to_rotmat(rotvecs: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rotation vectors (N, 3) to rotation matrices (N, 3, 3), by Rodrigues' formula."""
     v = np.asarray(rotvecs, np.float64)
-    angle = np.sqrt(np.square(v).sum(-1))[:, None, None]
-    # np.sinc(t) is sin(pi t) / (pi t), exact at 0.
-    sine = np.sinc(angle / np.pi)
-    versine = 0.5 * np.square(np.sinc(0.5 * angle / np.pi))
+    half = np.maximum(0.5 * np.sqrt(np.square(v).sum(-1)), 1e-12)[:, None, None]  # sin t / t is 1 there already
+    by_half = np.sin(half) / half
     cross = (v @ _CROSS).reshape(-1, 3, 3)
-    return np.eye(3) + sine * cross + versine * (cross @ cross)
+    return _ONE + by_half * np.cos(half) * cross + 0.5 * by_half * by_half * (cross @ cross)
 
 
+_ONE = np.eye(3)
 _CROSS = np.array([[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]], float)
 """(3, 9) from a vector to the matrix of the cross product with it, row by row."""
 
