@@ -95,7 +95,7 @@ class Clip:
             betas=np.median([hand.betas for hand in hands], axis=0).astype(np.float64),
             frames=frames,
             times_s=np.array(self.times_s)[frames],
-            rotations=rotvec_to_rotmat(rotvecs.reshape(-1, 3)).reshape(-1, 16, 3, 3),
+            rotations=rotvec_to_rotmat(rotvecs),
             translations=np.stack([hand.translation for hand in hands]).astype(np.float64),
             scores=np.array([hand.score for hand in hands]),
         )

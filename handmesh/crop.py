@@ -180,12 +180,9 @@ def view_rotation(ray: ArrayLike) -> NDArray[np.float64]:
     length = np.sqrt(np.square(ray).sum(-1, keepdims=True))
     if not (length > 0.0).all() or np.isinf(length).any():
         raise ValueError("a view ray must be finite and not zero")
-    between = ray / length + _ONE[2]  # halfway from the axis to the ray; the square of its length is 2 z
+    between = ray / length + (0.0, 0.0, 1.0)  # halfway from the axis to the ray; the square of its length is 2 z
     z = between[..., 2, None, None]
     if (z <= 1e-9).any():
         raise ValueError("a view ray points straight backwards: no rotation from the optical axis is the smallest")
     # Two half turns, about the axis and then about what lies halfway, together turn twice the angle between the two.
-    return (between[..., :, None] * between[..., None, :] / z - _ONE) * _HALF_TURN
-
-
-_ONE, _HALF_TURN = np.eye(3), np.array([-1.0, -1.0, 1.0])
+    return (between[..., :, None] * between[..., None, :] / z - np.eye(3)) * (-1.0, -1.0, 1.0)

@@ -172,10 +172,9 @@ def _placed(track: HandTrack) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def quaternions(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotation matrices (..., 3, 3) as unit quaternions (..., 4) x, y, z, w."""
-    rotvecs = rotmat_to_rotvec(rotations.reshape(-1, 3, 3))
+    rotvecs = rotmat_to_rotvec(rotations)
     half = 0.5 * np.linalg.norm(rotvecs, axis=-1, keepdims=True)
-    turned = np.concatenate([0.5 * np.sinc(half / np.pi) * rotvecs, np.cos(half)], axis=-1)
-    return turned.reshape(*rotations.shape[:-2], 4)
+    return np.concatenate([0.5 * np.sinc(half / np.pi) * rotvecs, np.cos(half)], axis=-1)
 
 
 def _visibility(

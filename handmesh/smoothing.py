@@ -173,11 +173,11 @@ _QUATERNION_ONES = np.eye(4).ravel()
 
 
 def rotvec_to_rotmat(rotvecs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rotation vectors (N, 3) to rotation matrices (N, 3, 3), by Rodrigues' formula."""
+    """Rotation vectors (..., 3) to rotation matrices (..., 3, 3), by Rodrigues' formula."""
     v = np.asarray(rotvecs, np.float64)
-    half = np.maximum(0.5 * np.sqrt(np.square(v).sum(-1)), 1e-12)[:, None, None]  # sin t / t is 1 there already
+    half = np.maximum(0.5 * np.sqrt(np.square(v).sum(-1)), 1e-12)[..., None, None]  # sin t / t is 1 there already
     by_half = np.sin(half) / half
-    cross = (v @ _CROSS).reshape(-1, 3, 3)
+    cross = (v @ _CROSS).reshape(*v.shape, 3)
     return _ONE + by_half * np.cos(half) * cross + 0.5 * by_half * by_half * (cross @ cross)
 
 
