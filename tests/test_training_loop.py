@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import signal
@@ -9,11 +10,12 @@ import torch
 from samples import HandList, posed_hand, write_freihand
 
 from handmesh.datasets.augment import NO_AUGMENT
+from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.mixture import Mixture
 from handmesh.evaluation.validation import fixed_batch
 from handmesh.model.deploy import fold
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
-from handmesh.training.command import main
+from handmesh.training.command import main, open_data
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers
@@ -230,6 +232,33 @@ def test_command_line_trains_on_a_folder(tmp_path):
         main(["--preset", "smoke", "--out", str(run), "--synthetic", str(tmp_path / "set"), "--size", "96"])
     assert json.loads((run / "run.json").read_text()) == facts  # says what trained, not what was refused
     assert set(PRESETS) >= {"fast", "accurate", "smoke"}
+
+
+def test_rendered_sets_are_drawn_from_together(tmp_path):
+    for name, count in (("a", 3), ("b", 5)):
+        write_freihand(tmp_path / name, count)
+    run = tmp_path / "run"
+    main(
+        [
+            "--preset",
+            "smoke",
+            "--out",
+            str(run),
+            "--synthetic",
+            str(tmp_path / "a"),
+            str(tmp_path / "b"),
+            "--samples",
+            "16",
+        ]
+    )
+    recipe = torch.load(run / "last.pt", weights_only=True)["recipe"]
+    assert recipe["hands"] == [8]
+    options = argparse.Namespace(
+        freihand=None, synthetic=[tmp_path / "a", tmp_path / "b"], photos=[], distorted=[], validation_photos=[]
+    )
+    joined = open_data(options, PRESETS["smoke"]).mixture.datasets[0]
+    for index, (name, row) in enumerate([("a", 0), ("a", 1), ("a", 2), *(("b", row) for row in range(5))]):
+        np.testing.assert_array_equal(joined[index].joints_2d, FreiHandDataset(tmp_path / name)[row].joints_2d)
 
 
 def test_a_run_of_no_step_and_a_validation_of_no_hand_are_named(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ import argparse
 import json
 import logging
 import signal
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from handmesh.assets import HandModelArrays, load_hand_model
@@ -53,18 +55,41 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
     """
     datasets: dict[str, HandDataset] = {}
     validation: dict[str, HandDataset] = {}
-    for name in ("freihand", "synthetic"):
-        root: Path | None = getattr(options, name)
-        if root is not None:
-            datasets[name] = FreiHandDataset(root, "training", mano)
-            if any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz")):
-                validation[name] = _Head(FreiHandDataset(root, "evaluation", mano), _VALIDATION_HANDS)
+    folders: dict[str, list[Path]] = {
+        "freihand": [] if options.freihand is None else [options.freihand],
+        "synthetic": options.synthetic,
+    }
+    for name, roots in folders.items():
+        if roots:
+            datasets[name] = _Joined([FreiHandDataset(root, "training", mano) for root in roots])
+        measured = next((root for root in roots if _has_evaluation(root)), None)
+        if measured is not None:
+            validation[name] = _Head(FreiHandDataset(measured, "evaluation", mano), _VALIDATION_HANDS)
     if options.photos:
         datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted), cut_out=True)
     if options.validation_photos:
         validation["photos"] = PhotoDataset(options.validation_photos)
     shares = config.shares({name: getattr(config, f"{name}_share") for name in datasets})
     return RunData(Mixture(list(datasets.values()), shares), 0, validation)
+
+
+def _has_evaluation(root: Path) -> bool:
+    return any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz"))
+
+
+class _Joined:
+    """Datasets one after another."""
+
+    def __init__(self, parts: Sequence[HandDataset]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> HandSample:
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - self.ends[part] + len(self.parts[part])]
 
 
 class _Head:
@@ -110,7 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for checkpoints and curves; resumes if used before")
     data = parser.add_argument_group("data")
     data.add_argument("--freihand", type=Path, help="the FreiHAND archive, or another in its layout, of right hands")
-    data.add_argument("--synthetic", type=Path, help="a set that `handmesh data synthesize` rendered")
+    data.add_argument(
+        "--synthetic",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="sets that `handmesh data synthesize` rendered; the first evaluation split among them measures",
+    )
     data.add_argument("--photos", type=Path, nargs="*", default=[], help="folders with labels.json")
     data.add_argument("--distorted", nargs="*", default=[], help="names of photo folders whose photos were stretched")
     data.add_argument("--validation-photos", type=Path, nargs="*", default=[])
@@ -159,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `handmesh train`. A user's mistake raises ValueError, FileNotFoundError or ConnectionError."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.freihand is None and options.synthetic is None and not options.photos:
+    if options.freihand is None and not options.synthetic and not options.photos:
         parser.error("give --freihand, --synthetic or --photos: there is nothing to train on")
     if options.measure_every < 1:
         parser.error("--measure-every must be at least 1")
