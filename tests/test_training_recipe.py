@@ -111,8 +111,8 @@ def test_every_variant_and_head_of_the_benchmark_has_its_preset():
 
 def test_shares_leave_out_data_that_is_not_there():
     config = PRESETS["fast"]
-    assert config.shares({"synthetic": 0.53, "photo": 0.37}) == pytest.approx([0.53, 0.37])
-    assert config.shares({"synthetic": 0.53}) == pytest.approx([0.9])
+    assert config.shares({"synthetic": 0.6, "photo": 0.3}) == pytest.approx([0.6, 0.3])
+    assert config.shares({"synthetic": 0.6}) == pytest.approx([0.9])
     assert PRESETS["freihand-t8"].shares({"freihand": 0.8, "synthetic": 0.2}) == pytest.approx([0.8, 0.2])
 
 

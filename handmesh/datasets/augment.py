@@ -27,7 +27,7 @@ class AugmentConfig:
     large_photo_turn: float = 0.4  # the same for photos that a tracker labelled: people hold hands up for those
     upright: float = 0.6  # instead of these, turn until the hand stands upright ...
     upright_turn_deg: float = 15.0  # ... but for this standard deviation
-    keep_left: float = 0.25  # show the hand mirrored, so that `right` is 0
+    keep_left: float = 0.2  # show the hand mirrored, so that `right` is 0
     reflect: float = 0.4  # continue a picture by its mirror image beyond its border, not by black as in use
     new_background: float = 0.7  # of rendered hands
     new_photo_background: float = 0.4

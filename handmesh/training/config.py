@@ -29,8 +29,8 @@ class TrainConfig:
     ema_decay: float = 0.9985
     seed: int = 1
     pretrained: bool = False  # start from timm's ImageNet weights, which a model hub has
-    synthetic_share: float = 0.53  # of a batch; what data sets are not given leave their shares to the others
-    photo_share: float = 0.37
+    synthetic_share: float = 0.60  # of a batch; what data sets are not given leave their shares to the others
+    photo_share: float = 0.30
     freihand_share: float = 0.38
     negative_share: float = 0.1  # crops without a hand
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -107,7 +107,7 @@ def _freihand(variant: Variant, drop_path: float) -> TrainConfig:
 
 
 # Measured on a network that had seen millions of samples; from nothing, keypoints come a little later with it.
-_OWN_POSE = LossWeights(aligned_joints=5.0, aligned_vertices=5.0)
+_OWN_POSE = LossWeights(aligned_joints=15.0, aligned_vertices=15.0)
 
 PRESETS: dict[str, TrainConfig] = {
     "fast": TrainConfig(network=NetworkConfig(activation="relu6"), loss=_OWN_POSE),
