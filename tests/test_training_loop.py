@@ -1,4 +1,3 @@
-import argparse
 import dataclasses
 import json
 import signal
@@ -15,7 +14,7 @@ from handmesh.datasets.mixture import Mixture
 from handmesh.evaluation.validation import fixed_batch
 from handmesh.model.deploy import fold
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
-from handmesh.training.command import main, open_data
+from handmesh.training.command import _parser, main, open_data
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers
@@ -238,25 +237,11 @@ def test_rendered_sets_are_drawn_from_together(tmp_path):
     for name, count in (("a", 3), ("b", 5)):
         write_freihand(tmp_path / name, count)
     run = tmp_path / "run"
-    main(
-        [
-            "--preset",
-            "smoke",
-            "--out",
-            str(run),
-            "--synthetic",
-            str(tmp_path / "a"),
-            str(tmp_path / "b"),
-            "--samples",
-            "16",
-        ]
-    )
+    data = ["--out", str(run), "--synthetic", str(tmp_path / "a"), str(tmp_path / "b")]
+    main(["--preset", "smoke", *data, "--samples", "16"])
     recipe = torch.load(run / "last.pt", weights_only=True)["recipe"]
     assert recipe["hands"] == [8]
-    options = argparse.Namespace(
-        freihand=None, synthetic=[tmp_path / "a", tmp_path / "b"], photos=[], distorted=[], validation_photos=[]
-    )
-    joined = open_data(options, PRESETS["smoke"]).mixture.datasets[0]
+    joined = open_data(_parser().parse_args(data), PRESETS["smoke"]).mixture.datasets[0]
     for index, (name, row) in enumerate([("a", 0), ("a", 1), ("a", 2), *(("b", row) for row in range(5))]):
         np.testing.assert_array_equal(joined[index].joints_2d, FreiHandDataset(tmp_path / name)[row].joints_2d)
 

@@ -6,11 +6,12 @@ import argparse
 import json
 import logging
 import signal
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
+from typing import cast
+
+from torch.utils.data import ConcatDataset, Dataset
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
@@ -61,7 +62,8 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
     }
     for name, roots in folders.items():
         if roots:
-            datasets[name] = _Joined([FreiHandDataset(root, "training", mano) for root in roots])
+            sets = [FreiHandDataset(root, "training", mano) for root in roots]
+            datasets[name] = ConcatDataset[HandSample](cast("list[Dataset[HandSample]]", sets))
         measured = next((root for root in roots if _has_evaluation(root)), None)
         if measured is not None:
             validation[name] = _Head(FreiHandDataset(measured, "evaluation", mano), _VALIDATION_HANDS)
@@ -75,21 +77,6 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
 
 def _has_evaluation(root: Path) -> bool:
     return any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz"))
-
-
-class _Joined:
-    """Datasets one after another."""
-
-    def __init__(self, parts: Sequence[HandDataset]) -> None:
-        self.parts = parts
-        self.ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> HandSample:
-        part = bisect_right(self.ends, index)
-        return self.parts[part][index - self.ends[part] + len(self.parts[part])]
 
 
 class _Head:
