@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from handmesh.assets import HandModelArrays, load_hand_model
 from handmesh.atomic import written_whole
@@ -66,7 +66,9 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
             datasets[name] = ConcatDataset[HandSample](cast("list[Dataset[HandSample]]", sets))
         measured = next((root for root in roots if _has_evaluation(root)), None)
         if measured is not None:
-            validation[name] = _Head(FreiHandDataset(measured, "evaluation", mano), _VALIDATION_HANDS)
+            hands = FreiHandDataset(measured, "evaluation", mano)
+            first = range(min(_VALIDATION_HANDS, len(hands)))
+            validation[name] = Subset[HandSample](cast("Dataset[HandSample]", hands), first)
     if options.photos:
         datasets["photo"] = PhotoDataset(options.photos, distorted=frozenset(options.distorted), cut_out=True)
     if options.validation_photos:
@@ -77,19 +79,6 @@ def open_data(options: argparse.Namespace, config: TrainConfig, mano: HandModelA
 
 def _has_evaluation(root: Path) -> bool:
     return any((root / f"evaluation_{file}").is_file() for file in ("xyz.json", "labels.npz"))
-
-
-class _Head:
-    """The first samples of a dataset."""
-
-    def __init__(self, dataset: HandDataset, count: int) -> None:
-        self.dataset, self.count = dataset, min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> HandSample:
-        return self.dataset[index]
 
 
 def configure(options: argparse.Namespace) -> TrainConfig:
