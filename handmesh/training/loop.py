@@ -114,7 +114,8 @@ class Trainer:
         for module in (self.network, *(() if teachers is None else teachers.networks)):
             module.to(self.device)
         self.ema = Ema(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
+        groups = _parameter_groups(self.network, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
         self.recipe = {
             **asdict(config),
             "hands": [len(d) for d in datasets.datasets],
