@@ -17,6 +17,8 @@ LENGTHS = (0, 4, 5, 8)
 _TURNS_BACK = 0.1  # the radius counts as turning back where it grows by less than this share of the ray's
 _WIDEST = 3.0  # tan of half the widest field of view that is looked at
 _NEWTON_STEPS = 12
+_START_RADII = 64  # of the table that Newton's method starts from
+_EDGE_STEPS = 6
 
 
 def valid_radius(coefficients: tuple[float, ...]) -> float:
@@ -37,10 +39,12 @@ def distort(xy: NDArray[np.float64], coefficients: tuple[float, ...], radius: fl
 def undistort(xy: NDArray[np.float64], coefficients: tuple[float, ...], radius: float) -> NDArray[np.float64]:
     """The inverse of `distort`, by Newton's method; exact within the valid radius."""
     k = _eight(coefficients)
-    reach = radius * float(_radial(np.array(radius * radius), k)[0])
-    inside = np.minimum(1.0, reach / np.maximum(np.linalg.norm(xy, axis=-1, keepdims=True), 1e-12))
+    size = np.maximum(np.linalg.norm(xy, axis=-1, keepdims=True), 1e-12)
+    direction = np.where(size > 1e-12, xy / size, (1.0, 0.0))  # any, at the centre
+    inside = np.minimum(1.0, _reach(direction, radius, k) / size)
     wanted = xy * inside
-    rays = wanted.copy()
+    radii = np.linspace(0.0, radius, _START_RADII)
+    rays = direction * np.interp(size * inside, radii * _radial(radii * radii, k)[0], radii)
     for _ in range(_NEWTON_STEPS):
         reached, (a, b, d) = _distort(rays, k)
         error = reached - wanted
@@ -51,6 +55,21 @@ def undistort(xy: NDArray[np.float64], coefficients: tuple[float, ...], radius: 
         rays = rays - step / np.where(np.abs(determinant) < 1e-6, 1e-6, determinant)[..., None]
         rays = rays * np.minimum(1.0, radius / np.maximum(np.linalg.norm(rays, axis=-1, keepdims=True), 1e-12))
     return rays / inside
+
+
+def _reach(direction: NDArray, radius: float, k: tuple[float, ...]) -> NDArray:
+    """How far from the centre the rays of the valid radius are seen, (..., 1), in these directions (..., 2) there.
+
+    Tangential distortion turns rays, so that the one which is seen in a direction has to be looked for.
+    """
+    ray = direction
+    for _ in range(_EDGE_STEPS):
+        ray = _unit(ray + direction - _unit(_distort(radius * ray, k)[0]))
+    return np.linalg.norm(_distort(radius * ray, k)[0], axis=-1, keepdims=True)
+
+
+def _unit(xy: NDArray) -> NDArray:
+    return xy / np.linalg.norm(xy, axis=-1, keepdims=True)
 
 
 def _distort(xy: NDArray, k: tuple[float, ...]) -> tuple[NDArray, tuple[NDArray, NDArray, NDArray]]:

@@ -41,6 +41,22 @@ def test_rays_and_projection_are_inverse_over_the_picture(lens):
     np.testing.assert_allclose(camera.project(1.7 * rays), pixels, atol=SUBPIXEL)
 
 
+@pytest.mark.parametrize(
+    ("lens", "focal", "width", "height"),
+    [
+        ((-0.28, 0.07, 0.0005, -0.0007, -0.007), 300.0, 640, 480),  # barrels whose edge tangential terms move
+        ((-0.2, 0.0, 0.001, 0.001), 400.0, 640, 480),
+        ((10.2, 2.9, -0.0005, 0.0004, 0.08, 10.6, 6.1, 0.6), 570.0, 1280, 800),  # a wide rational one
+        ((0.276, 0.068, 0.0, 0.0, -0.007), 300.0, 640, 480),  # a pincushion, where the distorted point is far off
+    ],
+)
+def test_rays_and_projection_are_inverse_through_wide_lenses_up_to_and_beyond_the_edge(lens, focal, width, height):
+    camera = Camera(focal, focal, width / 2, height / 2, width, height, distortion=lens)
+    x, y = np.linspace(-width / 2, 1.5 * width, 41), np.linspace(-height / 2, 1.5 * height, 41)  # the middle, too
+    pixels = np.stack(np.meshgrid(x, y), axis=-1)
+    np.testing.assert_allclose(camera.project(1.7 * camera.rays(pixels)), pixels, atol=SUBPIXEL)
+
+
 @pytest.mark.parametrize("lens", LENSES)
 def test_beyond_the_picture_every_ray_keeps_its_own_place(lens):
     camera = camera_with(lens)
