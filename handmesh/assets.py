@@ -108,9 +108,10 @@ def load_hand_model(path: str | os.PathLike[str] | None = None) -> HandModelArra
         raise FileNotFoundError(f"no hand model at {path}.{note}")
     if "MANO_LEFT" in path.name.upper():
         raise ValueError(f"{path.name} is the left hand; left hands are mirrored into MANO_RIGHT, give that file")
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         raw: Mapping[str, Any] = read_npz(path)
-    elif path.suffix == ".pkl":
+    elif suffix == ".pkl":
         raw = read_mano_pickle(path)
     else:
         raise ValueError(f"a hand model must be an .npz or a MANO .pkl file, got {path}")

@@ -19,7 +19,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).resolve()  # a symbolic link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -231,6 +231,9 @@ class HandMeshEstimator:
 
         The arguments are those of a single frame, one entry a frame, and so are the errors.
         """
+        for name, given in (("boxes", boxes), ("sides", sides), ("cameras", cameras), ("turns", turns)):
+            if given is not None and (not isinstance(given, Sized) or len(given) != len(frames)):
+                raise ValueError(f"{name} must have one entry for each of the {len(frames)} frames, or None")
         nothing = [None] * len(frames)
         boxes, sides = nothing if boxes is None else boxes, nothing if sides is None else sides
         cameras, turns = nothing if cameras is None else cameras, nothing if turns is None else turns

@@ -54,6 +54,8 @@ class HandShape:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", frozen_array(self.betas, (10,), np.float64, "HandShape.betas"))
         _check_length(self.length_m)
+        object.__setattr__(self, "length_m", float(self.length_m))  # also of numpy's numbers, which JSON does not take
+        object.__setattr__(self, "measured", bool(self.measured))
         if np.abs(self.betas).max() > MAX_BETA:
             raise ValueError(
                 f"a hand's betas must lie between -{MAX_BETA:g} and {MAX_BETA:g} standard deviations but are "

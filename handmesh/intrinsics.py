@@ -86,7 +86,8 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
 
 
 def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str, float | str] | None = None) -> None:
-    """Write a camera in OpenCV's FileStorage format, with more numbers or words under their own keys.
+    """Write a camera in OpenCV's FileStorage format, with more numbers or words under their own keys. Of an assumed
+    camera the file says that it is one (``assumed``).
 
     Raises ``ValueError`` unless the suffix is .yaml, .yml, .xml or .json, and ``OSError``.
     """
@@ -100,6 +101,8 @@ def save_camera(path: str | os.PathLike[str], camera: Camera, comments: dict[str
     storage.write("image_height", camera.height)
     storage.write("camera_matrix", camera.matrix)
     storage.write("distortion_coefficients", np.array(camera.distortion or (0.0,) * 5)[None])
+    if camera.assumed:
+        storage.write("assumed", 1)
     for key, value in (comments or {}).items():
         storage.write(key, value)
     text = storage.releaseAndGetString()
@@ -187,7 +190,9 @@ def _parse_storage(text: str) -> Camera:
     coefficients = _coefficients(root)
     if len(coefficients) > 8 and not any(coefficients[8:]):
         coefficients = coefficients[:8]
-    return Camera(fx, fy, cx, cy, width, height, distortion=tuple(coefficients))
+    assumed = _node(root, ("assumed",))
+    guessed = assumed is not None and bool(_number(assumed, "assumed"))
+    return Camera(fx, fy, cx, cy, width, height, assumed=guessed, distortion=tuple(coefficients))
 
 
 def _coefficients(root: Any) -> list[float]:

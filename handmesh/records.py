@@ -7,6 +7,7 @@ pixel (0, 0) lies at (0, 0)), camera axes x right, y down, z forward.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -67,18 +68,22 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
     if frame.ndim != 3 or frame.shape[2] != 3:
         raise ValueError(f"the frame must be RGB (H, W, 3), one picture at a time; it has shape {frame.shape}")
     if frame.dtype != np.uint8:
-        raise ValueError(
-            f"the frame must be uint8 (0 to 255) but is {frame.dtype}: "
-            "for values from 0 to 1 use (frame * 255).round().astype(np.uint8)"
-        )
+        advice = "for values from 0 to 1 use (frame * 255).round().astype(np.uint8)"
+        if frame.dtype == np.uint16:
+            advice = "for values of 16 bits use (frame >> 8).astype(np.uint8)"
+        raise ValueError(f"the frame must be uint8 (0 to 255) but is {frame.dtype}: {advice}")
     if frame.size == 0:
         raise ValueError(f"the frame has no pixels: its shape is {frame.shape}")
     return frame
 
 
 def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, name: str) -> NDArray[Any]:
-    """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``."""
-    array = np.asarray(value, dtype).view()
+    """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``.
+
+    A copy where the caller could still write to it.
+    """
+    array = np.asarray(value, dtype)
+    array = array.copy() if array.flags.writeable else array.view()
     if array.shape != shape and (
         array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))
     ):
@@ -232,8 +237,18 @@ class Camera:
         return lens.valid_radius(tuple(self.distortion))
 
 
+class _ReadOnly:
+    """Keeps a frozen dataclass's arrays read-only in copies, too, and through pickle."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+        self.__dict__.update(state)
+
+
 @dataclass(frozen=True, eq=False)
-class Detection:
+class Detection(_ReadOnly):
     """A hand found in a frame: the tight box (4,) of its 21 keypoints (x1, y1, x2, y2 px), side and score 0 to 1."""
 
     box: NDArray[np.float64]
@@ -318,7 +333,7 @@ _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
-class HandMesh:
+class HandMesh(_ReadOnly):
     """One hand of one frame. Arrays are read-only; keypoints in FreiHAND's order, rotations in MANO's.
 
     A point p of ``vertices`` or ``joints`` lies at ``p + translation`` in the camera.
@@ -336,7 +351,8 @@ class HandMesh:
     translation: NDArray[np.float32]
     """(3,) metres: the wrist in the camera."""
     joints_2d: NDArray[np.float32]
-    """(21, 2) px."""
+    """(21, 2) px: where the network sees the keypoints, which ``joints`` meet to a few pixels. Of a tracker that
+    smooths or was given a shape, the projection of ``joints``."""
     global_orient: NDArray[np.float32]
     """(3,) rotation vector of the wrist in camera axes, of a left-hand model for left hands."""
     hand_pose: NDArray[np.float32]
@@ -364,6 +380,8 @@ class HandMesh:
             object.__setattr__(self, name, array)
         faces = frozen_array(self.faces, (None, 3), np.int32, "HandMesh.faces")
         object.__setattr__(self, "faces", faces)
+        if self.track_id is not None:  # also one of numpy's, which JSON does not take
+            object.__setattr__(self, "track_id", operator.index(self.track_id))
         if faces.size and not 0 <= faces.min() <= faces.max() < len(self.vertices):
             raise ValueError(
                 f"HandMesh.faces index vertices {faces.min()} to {faces.max()}, but there are {len(self.vertices)}"

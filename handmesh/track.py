@@ -64,7 +64,7 @@ class Track:
 
     id: int
     belief: SideBelief
-    smoothing: Smoothing
+    smoothing: Smoothing | None
     shown: HandMesh | None = None
     center: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     size: float = 0.0
@@ -120,13 +120,14 @@ class Track:
 
     def forget_motion(self) -> None:
         """Start the filters afresh, as the hand has jumped."""
-        self.rotation_filter = RotationFilter(self.smoothing.rotation)
-        self.direction_filter = VectorFilter(self.smoothing.translation)
-        self.depth_filter = VectorFilter(self.smoothing.depth)
+        settings = self.smoothing or Smoothing()
+        self.rotation_filter = RotationFilter(settings.rotation)
+        self.direction_filter = VectorFilter(settings.translation)
+        self.depth_filter = VectorFilter(settings.depth)
         self.velocity = np.zeros(3)
 
-    def filter_by(self, smoothing: Smoothing) -> None:
-        """Filter so from now on: afresh, where it was filtered otherwise or is of a time when nothing was."""
+    def filter_by(self, smoothing: Smoothing | None) -> None:
+        """Filter so from now on: afresh, where it was filtered otherwise or not at all."""
         if smoothing != self.smoothing:
             self.smoothing = smoothing
             self.forget_motion()

@@ -37,7 +37,7 @@ from handmesh.track import SHORTEST_S, Track
 _log = logging.getLogger(__name__)
 
 MAX_GAP_S = 0.5
-"""After a longer pause the hands have moved on, and all are searched for anew."""
+"""After a longer pause the hands have moved on, and all are searched for as if they had been out of sight."""
 
 MILLISECONDS_S, MILLISECONDS_FRAMES = 5.0, 3
 """So many frames in a row that come after longer pauses look like times in milliseconds: the log warns."""
@@ -103,8 +103,9 @@ class HandTracker:
     every other while one has just gone, else in every ``detect_every``-th.
 
     **Numbers.** A hand keeps its ``track_id`` while another one hides it, and for ``remember_s`` seconds out of sight:
-    coming back, it is known by side, place and size. Where two hands look like one, the one that is where it was
-    expected is seen and the other one is taken to be behind it.
+    coming back, it is known by side, place and size. After a pause of more than `MAX_GAP_S` between frames all hands
+    count as out of sight; frames of another size begin anew. Where two hands look like one, the one that is where it
+    was expected is seen and the other one is taken to be behind it.
 
     **Sides.** What the network says of left and right adds up over frames (`SideBelief`) and decides *before* the crop
     how it is mirrored. A settled side changes after about ``flip_after`` frames of certainty against it. Nothing is
@@ -114,9 +115,9 @@ class HandTracker:
     given out along its path for ``bridge_frames`` more frames (its low score shows it).
 
     **Smoothing.** Rotations, direction and depth are filtered apart (`Smoothing`, which states the lag; ``None`` turns
-    it off), the shape settles on one value, the hand is posed again and placed where its joints fit the keypoints, so
-    all fields of a mesh fit each other. Nothing waits for later frames: apart from the filters' lag at rest, a mesh
-    belongs to its own frame.
+    it off), the shape settles on one value, the hand is posed again and placed where its joints fit the keypoints, and
+    ``joints_2d`` is where they are seen then: all fields of a mesh fit each other. Nothing waits for later frames:
+    apart from the filters' lag at rest, a mesh belongs to its own frame.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class HandTracker:
         self.flip_after = flip_after
         self.remember_s = remember_s
         self.smoothing = smoothing
-        self._betas: NDArray[np.float64] | None = None
+        self._betas = None
         self._estimator = estimator
         self.reset()
 
@@ -159,6 +160,17 @@ class HandTracker:
     def hand_model(self) -> HandModelArrays | None:
         """The estimator's."""
         return self._estimator.hand_model
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """How hands are filtered; ``None`` gives them out as the network sees them."""
+        return self._smoothing
+
+    @smoothing.setter
+    def smoothing(self, smoothing: Smoothing | None) -> None:
+        if not isinstance(smoothing, Smoothing | None):
+            raise TypeError(f"smoothing must be a Smoothing, or None for none, not {type(smoothing).__name__}")
+        self._smoothing = smoothing
 
     @property
     def betas(self) -> NDArray[np.float64] | None:
@@ -256,10 +268,13 @@ class HandTracker:
             return
         if self._frame_size != frame.shape[:2]:
             _log.info("the frame size changed from %s to %s: searching anew", self._frame_size, frame.shape[:2])
+            self._forget()
         elif dt_s > MAX_GAP_S:
             _log.info("%.2f s without a frame: searching anew", dt_s)
-        else:
-            return
+            self._remember(list(self._tracks))
+
+    def _forget(self) -> None:
+        """Go on without any hand; numbers that were given are not given again."""
         self._tracks, self._remembered = [], []
 
     def _detect(self, frame: NDArray[np.uint8]) -> list[Detection]:
@@ -348,7 +363,7 @@ class HandTracker:
         for view in found:
             if view.track is None:
                 belief = SideBelief(view.side_scores, self.flip_after)
-                view.track = Track(self._next_id, belief, self.smoothing or Smoothing())
+                view.track = Track(self._next_id, belief, self.smoothing)
                 self._next_id += 1
                 self._tracks.append(view.track)
                 belief.decide(self._partner(view.track))
@@ -425,6 +440,8 @@ class HandTracker:
         assert time_s is not None
         trusts = [trust(view, seen, self._lost) for view in seen]
         sightings = [view.best for view in seen]
+        for view in seen:
+            view.owner.filter_by(smoothing)
         as_seen = smoothing is None and given is None
         posed = [one.posed for one in sightings] if as_seen else self._steadied(seen, trusts, smoothing, given)
         joints, keypoints = np.stack([hand.joints for hand in posed]), np.stack([one.joints_2d for one in sightings])
@@ -458,8 +475,6 @@ class HandTracker:
         tracks, hands = [view.owner for view in seen], [view.best for view in seen]
         rotations = [hand.posed.rotations for hand in hands]
         if smoothing is not None:
-            for track in tracks:
-                track.filter_by(smoothing)
             turned = zip(tracks, rotations, strict=True)
             rotations = [track.rotation_filter(raw, time_s) for track, raw in turned]
         shapes = [
@@ -479,7 +494,8 @@ def track_together(
     """The next frames of several videos, each by its own tracker, with one run of the network for all.
 
     Gives what each tracker alone would give. Raises ``ValueError`` unless all share one estimator and none comes
-    twice; other errors are those of `HandTracker`, and after any of them all trackers are as they were.
+    twice; other errors are those of `HandTracker`, and after any of them all trackers are as they were. What goes wrong
+    later, such as Ctrl-C or a runtime that fails, ends their tracks.
     """
     if len({id(tracker) for tracker in trackers}) != len(trackers):
         raise ValueError("a tracker follows one video: give each video its own")
@@ -487,17 +503,22 @@ def track_together(
         raise ValueError("trackers go together only if they share one estimator")
     given = zip(trackers, frames, timestamps_s, cameras or [None] * len(trackers), strict=True)
     checked = [tracker._checked(frame, time_s, camera) for tracker, frame, time_s, camera in given]
-    steps = [tracker._prepare(*one) for tracker, one in zip(trackers, checked, strict=True)]
-    if not steps:
+    if not checked:
         return []
-    answers = trackers[0]._estimator.sightings(
-        [s.frame for s in steps],
-        [s.boxes for s in steps],
-        [s.sides for s in steps],
-        [s.camera for s in steps],
-        [s.turns for s in steps],
-    )
-    return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]
+    try:
+        steps = [tracker._prepare(*one) for tracker, one in zip(trackers, checked, strict=True)]
+        answers = trackers[0]._estimator.sightings(
+            [s.frame for s in steps],
+            [s.boxes for s in steps],
+            [s.sides for s in steps],
+            [s.camera for s in steps],
+            [s.turns for s in steps],
+        )
+        return [tracker._advance(step, hands) for tracker, step, hands in zip(trackers, steps, answers, strict=True)]
+    except BaseException:
+        for tracker in trackers:
+            tracker._forget()  # a track may be half begun
+        raise
 
 
 def _smooth_place(track: Track, place: NDArray[np.float64], time_s: float) -> NDArray[np.float64]:

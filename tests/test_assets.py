@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -121,6 +122,22 @@ def test_saved_model_reads_back_and_is_byte_identical(model: HandModelArrays, tm
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     for name in ("v_template", "shapedirs", "weights", "J_regressor", "faces", "uv", "wrist_loop", "fingertips"):
         np.testing.assert_array_equal(getattr(again, name), getattr(model, name))
+
+
+def test_suffixes_may_be_in_capitals(model: HandModelArrays, tmp_path: Path) -> None:
+    save_hand_model(tmp_path / "hand.NPZ", model)
+    np.testing.assert_array_equal(load_hand_model(tmp_path / "hand.NPZ").faces, model.faces)
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
+    model: HandModelArrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("handmesh.atomic.os.open", refuse)
+    with pytest.raises(PermissionError, match=r"cannot write there: Permission denied: '.*/hand\.npz'"):
+        save_hand_model(tmp_path / "hand.npz", model)
 
 
 def test_saving_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

@@ -143,8 +143,10 @@ def test_batch_of_frames_equals_one_call_each(estimator, frame, dim_frame):
 def test_boxes_of_a_batch_may_be_one_array_and_must_be_as_many_as_frames(estimator, frame):
     together = estimator.batch([frame, frame], boxes=np.array([[BOX], [BOX]]))
     assert [len(hands) for hands in together] == [1, 1]
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
+    with pytest.raises(ValueError, match="boxes must have one entry for each of the 2 frames"):
         estimator.batch([frame, frame], boxes=[])
+    with pytest.raises(ValueError, match="cameras must have one entry"):
+        estimator.batch([frame, frame], cameras=Camera.from_fov(640, 512))
 
 
 def test_no_frames_have_no_hands(estimator):

@@ -116,6 +116,8 @@ def test_files_come_back(tmp_path):
     again = HandShape.load(tmp_path / "me.json")
     np.testing.assert_array_equal(again.betas, shape.betas)
     assert (again.length_m, again.measured) == (0.18, True)
+    HandShape(np.zeros(10), np.float32(0.18), np.bool_(True)).save(tmp_path / "numpys.json")
+    assert HandShape.load(tmp_path / "numpys.json").measured is True
     with pytest.raises(FileNotFoundError, match="calibrate-hand"):
         HandShape.load(tmp_path / "you.json")
     (tmp_path / "bad.json").write_text("{}")

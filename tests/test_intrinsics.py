@@ -134,7 +134,7 @@ def test_every_format_gives_the_same_camera(tmp_path, name, text):
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".xml", ".json"])
-@pytest.mark.parametrize("camera", [CAMERA, Camera(500.0, 500.0, 319.5, 239.5, 640, 480)])
+@pytest.mark.parametrize("camera", [CAMERA, Camera(500.0, 500.0, 319.5, 239.5, 640, 480), Camera.from_fov(640, 480)])
 def test_what_is_saved_is_loaded_again(tmp_path, camera, suffix):
     path = tmp_path / "new" / f"camera{suffix}"
     save_camera(path, camera, {"rms_px": 0.21, "board": "9x6"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from dataclasses import FrozenInstanceError, asdict, replace
 
 import graphs
@@ -20,6 +22,7 @@ from handmesh.records import (
     box_of_points,
     check_box,
     check_frame,
+    given_betas,
     mirror_rotations,
     other_side,
 )
@@ -64,6 +67,7 @@ def test_frame_of_rgb_passes_through_untouched():
         (np.zeros((2, 4, 5, 3), np.uint8), ValueError, "one picture at a time"),
         (np.zeros((4, 5, 3), np.float32), ValueError, r"\* 255"),
         (np.zeros((4, 5, 3), bool), ValueError, "uint8"),
+        (np.zeros((4, 5, 3), np.uint16), ValueError, ">> 8"),
         (np.zeros((0, 5, 3), np.uint8), ValueError, "no pixels"),
         (np.zeros((5, 0, 3), np.uint8), ValueError, "no pixels"),
     ],
@@ -196,6 +200,28 @@ def test_hand_is_frozen_to_its_arrays(hand):
     graphs.VERTICES[0, 0] += 0.0  # the caller's own array stays writable
     assert hand.vertices.dtype == hand.betas.dtype == np.float32
     assert hand.track_id is None
+
+
+def test_what_the_caller_writes_later_changes_no_record():
+    box, betas = np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(10)
+    found, given = Detection(box, "left", 0.5), given_betas(betas)
+    box[:], betas[:] = 7.0, np.nan
+    np.testing.assert_array_equal(found.box, [1, 2, 3, 4])
+    np.testing.assert_array_equal(given, np.zeros(10))
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda hand: pickle.loads(pickle.dumps(hand))])
+def test_copies_of_a_hand_are_read_only_too(hand, way):
+    again = way(hand)
+    np.testing.assert_array_equal(again.vertices, hand.vertices)
+    for array in (again.vertices, again.box, again.faces):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_a_number_of_numpys_is_written_like_any_other(hand, tmp_path):
+    replace(hand, track_id=np.int64(3)).save(tmp_path / "hand.json")
+    assert json.loads((tmp_path / "hand.json").read_text())["hands"][0]["track_id"] == 3
 
 
 @pytest.mark.parametrize(

@@ -606,17 +606,38 @@ def test_hands_without_presence_start_no_track(make_video):
     assert video.show(RIGHT) == []
 
 
-def test_a_pause_or_another_frame_size_starts_anew(make_video, caplog):
-    video = make_video(max_hands=1)
+def test_after_a_pause_hands_are_searched_for_and_known_for_a_while(make_video, caplog):
+    video = make_video(max_hands=1, remember_s=2.0)
     (hand,) = video.show(RIGHT)
     with caplog.at_level(logging.INFO, "handmesh.tracker"):
-        (later,) = video.show(RIGHT, skip=30)
-        assert (hand.track_id, later.track_id) == (0, 1)
-        video.background = video.background[:480]
+        (later,) = video.show((230, 170, 130, "right"), skip=30)
+        assert video.detections == 2
+        (much_later,) = video.show(RIGHT, skip=90)
+    assert (hand.track_id, later.track_id, much_later.track_id) == (0, 0, 1)
+    assert caplog.text.count("without a frame") == 2
+
+
+def test_another_frame_size_starts_anew(make_video, caplog):
+    video = make_video(max_hands=1)
+    (hand,) = video.show(RIGHT)
+    video.background = video.background[:480]
+    with caplog.at_level(logging.INFO, "handmesh.tracker"):
         (smaller,) = video.show(RIGHT)
-    assert smaller.track_id == 2
-    assert "without a frame" in caplog.text
+    assert (hand.track_id, smaller.track_id) == (0, 1)
     assert "frame size changed" in caplog.text
+
+
+def test_a_runtime_that_fails_ends_the_tracks_and_not_the_tracker(make_video, monkeypatch):
+    video = make_video(max_hands=1)
+    (hand,) = video.show(RIGHT)
+    with monkeypatch.context() as patch:
+        patch.setattr("handmesh.tracker.solve_translation", lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                video.show(RIGHT)
+    (later,) = video.show(RIGHT)
+    assert later.track_id > hand.track_id
+    assert video.show() == [video.tracker._tracks[0].hand]  # bridged, as ever
 
 
 def test_times_in_milliseconds_are_warned_of_once(estimator, dim_frame, caplog):
@@ -698,6 +719,16 @@ def test_settings_out_of_range_are_refused(estimator, settings):
         HandTracker(estimator, **settings)
 
 
+@pytest.mark.parametrize("smoothing", [False, True, 0.5])
+def test_smoothing_is_settings_or_none(estimator, smoothing):
+    with pytest.raises(TypeError, match="Smoothing, or None"):
+        HandTracker(estimator, smoothing=smoothing)
+    tracker = HandTracker(estimator)
+    with pytest.raises(TypeError, match="Smoothing, or None"):
+        tracker.smoothing = smoothing
+    assert tracker.smoothing == Smoothing()
+
+
 def test_a_tracker_needs_a_detector(make_estimator):
     with pytest.raises(ValueError, match="with a detector"):
         HandTracker(make_estimator(detector=False))
@@ -723,6 +754,19 @@ def test_a_hand_that_came_while_smoothing_was_off_is_smoothed_as_wanted_later(ma
             video.tracker.smoothing = strong
         behind.append(200 + 6 * 39 - center(hand)[0])
     assert behind[1] == pytest.approx(behind[0], abs=2.0)  # its filters are a frame younger
+
+
+def test_filters_begin_afresh_after_a_while_without_them(make_video):
+    strong = Smoothing(translation=OneEuro(0.05, 0.0))
+    video = make_video(max_hands=1, smoothing=strong)
+    for _ in range(10):
+        video.show((200, 200, 130, "right"))
+    video.tracker.smoothing = None
+    for k in range(10):
+        (raw,) = video.show((200 + 5 * k, 200, 130, "right"))
+    video.tracker.smoothing = strong
+    (hand,) = video.show((245, 200, 130, "right"))
+    np.testing.assert_allclose(center(hand), center(raw), atol=1.0)
 
 
 def test_one_frame_has_one_shape_while_another_thread_takes_it_back(make_video, monkeypatch):
