@@ -1,6 +1,7 @@
 """Ablated backbones differ from FastViT in what they say and nothing else; runs resume and share their batches."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,13 +92,17 @@ class Counted(torch.utils.data.Dataset):
         return self.batches[step]
 
 
-def test_an_arm_is_trained_once_and_reported(tmp_path):
+@pytest.fixture
+def protocol(tmp_path):
     for split in ("training", "evaluation"):
         write_freihand(tmp_path / "set", 2, split=split)
-    protocol = Protocol(tmp_path / "set", tmp_path / "runs", samples=8, batch_size=4, evaluation_hands=2)
+    return Protocol(tmp_path / "set", tmp_path / "runs", samples=8, batch_size=4, evaluation_hands=2)
+
+
+def test_an_arm_is_trained_once_and_reported(protocol, tmp_path):
     errors = run_arm("fastvit_t8", protocol)
     assert errors["hands"] == 2
-    cut = sorted((tmp_path / "runs" / "batches_64px_4").glob("*.pt"))
+    cut = sorted((tmp_path / "runs").glob("batches_64px_4_*/*.pt"))
     assert len(cut) == 2
     stream = Counted([])
     again = CachedBatches(stream, cut[0].parent)[0]
@@ -116,8 +121,16 @@ def stored(folder, protocol, arm, seed, error):
     path.write_text(json.dumps({"arm": arm, "protocol": protocol.describe(), "errors": errors}))
 
 
-def test_table_calls_small_differences_noise(tmp_path):
-    protocol = Protocol(tmp_path / "set", tmp_path / "runs")
+def test_results_of_other_hands_are_not_taken_for_these(protocol, tmp_path):
+    stored(protocol.folder, protocol, "fastvit_t8", 1, 0.2)
+    assert run_arm("fastvit_t8", protocol)["2d"] == 0.2
+    for split in ("training", "evaluation"):
+        write_freihand(tmp_path / "other", 3, split=split)
+    with pytest.raises(ValueError, match="choose another --out"):
+        run_arm("fastvit_t8", replace(protocol, data=tmp_path / "other"))
+
+
+def test_table_calls_small_differences_noise(protocol):
     with pytest.raises(FileNotFoundError, match="run an ablation first"):
         read_results(protocol)
     for seed, error in ((1, 0.199), (2, 0.2), (3, 0.201)):
@@ -135,8 +148,7 @@ def test_table_calls_small_differences_noise(tmp_path):
     assert "inference x1.00" in text
 
 
-def test_a_report_without_times_is_drawn_over_parameters(tmp_path):
-    protocol = Protocol(tmp_path / "set", tmp_path / "runs")
+def test_a_report_without_times_is_drawn_over_parameters(protocol, tmp_path):
     for seed in (1, 2):
         stored(protocol.folder, protocol, "fastvit_t8", seed, 0.2 + 0.01 * seed)
     write_report(protocol, tmp_path / "results", timed=False)

@@ -100,6 +100,9 @@ def test_conditions_are_cut_once_and_measured(tmp_path, monkeypatch):
     assert 3 < errors["fog"]["pa_mpjpe_mm"][0] < 25
     with pytest.raises(ValueError, match="choose another folder"):
         make_crops(TestHands(tmp_path / "set", 128, (0,)), tmp_path / "crops", workers=1)
+    write_freihand(tmp_path / "other" / "set", 4, split="evaluation")
+    with pytest.raises(ValueError, match="choose another folder"):
+        make_crops(TestHands(tmp_path / "other" / "set", SIZE, (0,)), tmp_path / "crops", workers=1)
 
 
 def test_scores_are_imagenet_cs():

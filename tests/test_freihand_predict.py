@@ -196,6 +196,12 @@ def test_parts_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
             predict(Counting(), 4, tmp_path / "pred.json", run, batch=batch)
 
 
+def test_a_run_that_failed_before_its_first_part_is_in_nobodys_way(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        predict(Counting(stop_at=0), 4, tmp_path / "pred.json", {"weights": "a"}, batch=2)
+    assert len(predict(Counting(), 4, tmp_path / "pred.json", {"weights": "b"}, batch=2).joints) == 4
+
+
 def test_the_constant_hand_has_the_mean_pose(tmp_path: Path) -> None:
     mano = load_hand_model(write_mano_pickle(tmp_path / "MANO_RIGHT.pkl"))
     for model in (load_hand_model(), mano):

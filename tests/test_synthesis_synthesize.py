@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from handmesh.assets import load_hand_model
-from handmesh.datasets.freihand import mano_parameters
+from handmesh.datasets.freihand import FreiHandDataset, mano_parameters
 from handmesh.image_folders import is_held_out
 from handmesh.model.hand_model import HandModel
 from handmesh.synthesis.synthesize import main, synthesize
@@ -120,11 +120,24 @@ def test_processes_do_not_change_the_pictures(rendered, tmp_path):
 
 
 def test_another_seed_is_another_set_and_is_not_mixed_in(rendered, tmp_path):
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match=r"another run, of \{'seed': \d+\}, not \{'seed': 5\}"):
         render(rendered, seed=5)
     render(tmp_path, count=2, seed=5)
     name = next(iter(pictures(tmp_path)))
     assert pictures(tmp_path)[name] != pictures(rendered)[name]
+
+
+def test_a_set_grows_with_its_people_and_shrinks_with_its_labels(tmp_path):
+    for count in (3, 9, 4):
+        render(tmp_path, count=count, skins=None)
+        assert json.loads((tmp_path / "evaluation_synthesis.json").read_text())["skins"] == 1
+        hands = FreiHandDataset(tmp_path, "evaluation")
+        assert (len(hands), hands.files.copies) == (count, 1)
+    assert len(pictures(tmp_path)) == 3 * 9
+    for number in range(4):
+        np.testing.assert_array_equal(
+            hands[number].image, cv2.imread(str(tmp_path / "evaluation" / "rgb" / f"{number:08d}.jpg"))[..., ::-1]
+        )
 
 
 def test_mistakes_are_named(tmp_path):

@@ -6,14 +6,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mano_imitation import write_mano_pickle
 from samples import HandList, posed_hand, write_freihand
 
+from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.datasets.mixture import Mixture
 from handmesh.evaluation.validation import fixed_batch
-from handmesh.model.deploy import fold
-from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, save_network
+from handmesh.model.deploy import export_hand_network, fold
+from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, read_checkpoint, save_network
+from handmesh.skeleton import MANO_VERTEX_COUNT
 from handmesh.training.command import _parser, main, open_data
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
@@ -47,6 +50,9 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
         assert value.equal(parts.ema.state[key]), key
     assert (tmp_path / "whole" / "synthetic.csv").read_text().count("\n") == 2
     ema = load_network(tmp_path / "whole" / "ema.pt")
+    for key, value in load_network(tmp_path / "whole" / "last.pt").state_dict().items():
+        assert value.equal(ema.state_dict()[key]), key
+    assert read_checkpoint(tmp_path / "whole" / "last.pt")["seen"] == 24
     (tmp_path / "whole" / "ema.pt").unlink()
     assert trainer(tmp_path / "whole").run()  # as if it had been stopped before its last measurement
     for key, value in load_network(tmp_path / "whole" / "ema.pt").state_dict().items():
@@ -210,6 +216,25 @@ def test_starts_that_do_not_fit_or_are_not_whole_are_named(tmp_path):
         load_initial(t8, tmp_path / "t12.pt")
     with pytest.raises(ValueError, match=r"cut\.pt is no checkpoint, or not a whole one"):
         load_initial(t8, tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_weights_of_the_open_hand_start_a_network_of_mano_and_what_changes_is_said(tmp_path, caplog, suffix):
+    start = tmp_path / f"open{suffix}"
+    network = HandRegressor(NetworkConfig(input_size=64, activation="relu6"))
+    for parameter in network.parameters():  # zeros are stored once, whatever their names
+        torch.nn.init.normal_(parameter, std=0.05)
+    if suffix == ".pt":
+        save_network(network, start)
+    else:
+        export_hand_network(fold(network), start, name="open", float16=False)
+    mano = load_hand_model(write_mano_pickle(tmp_path / "MANO_RIGHT.pkl"))
+    with caplog.at_level("INFO"):
+        begun = Trainer(TINY, tmp_path / "run", Mixture([HANDS], [0.9]), [], {}, initial=[start], hand_model=mano)
+    weight = begun.network.head.maps.bias
+    torch.testing.assert_close(weight, network.head.maps.bias)
+    assert begun.network.hand_model.vertex_count == MANO_VERTEX_COUNT
+    assert "activation='relu6'" in caplog.text
 
 
 def test_rate_warms_up_holds_and_ends_at_zero():

@@ -65,7 +65,7 @@ def test_recipe_from_rendered_hands_to_exported_weights(rendered, tmp_path):
     facts = json.loads((tuned / "run.json").read_text())
     assert facts["config"]["samples"] == 12
     assert facts["config"]["network"]["input_size"] == 64
-    assert facts["config"]["augment"]["turn_limit_deg"] == 90
+    assert facts["config"]["augment"]["turn_deg"] == 90
     assert len(facts["starts"]) == 2
     assert "versions" in facts["starts"][0]
     curves = cv2.imread(str(tuned / "curves.png"))

@@ -22,7 +22,6 @@ class AugmentConfig:
     scale_range: tuple[float, float] = (0.78, 1.28)  # factor on CROP_SCALE
     shift: float = 0.06  # standard deviation, box sides
     turn_deg: float = 12.0  # standard deviation
-    turn_limit_deg: float = 0.0  # and by as much as this, uniformly
     large_turn: float = 0.1  # turn by any angle
     large_photo_turn: float = 0.4  # the same for photos that a tracker labelled: people hold hands up for those
     upright: float = 0.6  # instead of these, turn until the hand stands upright ...
@@ -40,6 +39,7 @@ class AugmentConfig:
     noise: float = 0.35
     jpeg: float = 0.4
     channel_gain: float = 0.0  # multiply each colour channel by 1 - this to 1 + this
+    light: float = 0.0  # multiply by .8 to 1.2 and add -.4 to .1 of white, as is published for FreiHAND
     beside: float = 0.6  # cut crops without a hand from beside one: arms, sleeves, bodies
 
 
@@ -122,8 +122,6 @@ def make_target(
     centre = (low + high) / 2 + rng.normal(0, 1, 2) * config.shift * box_side
     side = box_side * CROP_SCALE * rng.uniform(*config.scale_range)
     turn = np.radians(rng.normal(0, config.turn_deg))
-    if config.turn_limit_deg:
-        turn += np.radians(rng.uniform(-1, 1) * config.turn_limit_deg)
     if rng.random() < (config.large_turn if sample.exact_depth else config.large_photo_turn):
         turn = rng.uniform(-np.pi, np.pi)
     keep_left = rng.random() < config.keep_left
@@ -373,6 +371,9 @@ def degrade(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) 
     if config.channel_gain:
         gains = 1 + rng.uniform(-1, 1, 3) * config.channel_gain
         image = cv2.LUT(image, (np.arange(256.0)[:, None] * gains).clip(0, 255).astype(np.uint8)[:, None, :])
+    if config.light and rng.random() < config.light:
+        levels = np.arange(256.0) * rng.uniform(0.8, 1.2) + 255 * rng.uniform(-0.4, 0.1)
+        image = cv2.LUT(image, levels.clip(0, 255).astype(np.uint8))
     if rng.random() < config.colour:
         image = _shift_colours(image, rng)
     if rng.random() < config.blur:

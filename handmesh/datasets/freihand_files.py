@@ -7,10 +7,12 @@ public since the challenge is over, adds `evaluation_{xyz,verts,mano}.json`. Bot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +89,9 @@ class FreiHandSplit:
             with np.load(labels) as arrays:
                 tables = {name: stacked(arrays[name], TABLES[name], f"{labels}: {name}") for name in ("K", "xyz")}
             tables["scale"] = scale_of(tables["xyz"])
+            copies = 1  # images beyond the labelled ones are those of a longer rendering that was cut short
         else:
+            copies = None
             given = [name for name in ("xyz", "scale", "mano") if table_path(root, split, name).is_file()]
             tables = {name: read_table(root, split, name) for name in ("K", *given)}
         counts = {name: len(table) for name, table in tables.items()}
@@ -98,7 +102,7 @@ class FreiHandSplit:
         return cls(
             root,
             split,
-            _count_copies(folder, frames),
+            _count_copies(folder, frames, copies),
             tables["K"],
             tables.get("xyz"),
             tables.get("scale"),
@@ -108,6 +112,12 @@ class FreiHandSplit:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.intrinsics) * self.copies
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name of these hands: what was made of others has another one."""
+        tables = [self.intrinsics] if self.joints is None else [self.intrinsics, self.joints]
+        return hashlib.sha256(b"".join(table.tobytes() for table in tables)).hexdigest()[:12]
 
     def path(self, layer: str, index: int) -> Path:
         return self.root / self.split / layer / f"{index:08d}.jpg"
@@ -211,9 +221,10 @@ def copies_of(numbers: NDArray[np.int64], frames: int) -> int:
     return -(-(int(numbers[-1]) + 1) // frames) if len(numbers) and frames else 1
 
 
-def _count_copies(folder: Path, frames: int) -> int:
+def _count_copies(folder: Path, frames: int, copies: int | None) -> int:
+    """How many images each frame has, where that is not known; raises ValueError if any of them is missing."""
     numbers = image_numbers(folder)
-    copies = copies_of(numbers, frames)
+    copies = copies or copies_of(numbers, frames)
     missing = gaps(numbers, copies * frames)
     if len(missing):
         names = ", ".join(f"{number:08d}.jpg" for number in missing[:3])

@@ -186,7 +186,7 @@ def write_prediction(path: Path, frames: Frames) -> None:
 
 def _check_same_run(path: Path, run: dict[str, Any]) -> None:
     text = json.dumps(run, indent=1, sort_keys=True)
-    if not path.is_file():
+    if not any(path.parent.glob("*.npz")):
         with written_whole(path) as temporary:
             temporary.write_text(text)
     elif path.read_text() != text:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from handmesh.atomic import written_whole
 from handmesh.datasets.augment import NO_AUGMENT, ImagePool, make_target
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.freihand_files import FreiHandSplit
 from handmesh.datasets.sample import HandSample, Target
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
 from handmesh.runtime import Graph, usable_cores
@@ -96,7 +97,8 @@ def make_crops(hands: TestHands, folder: Path, *, workers: int | None = None, pr
 
     Raises ValueError if the folder holds crops of other hands.
     """
-    record = {"set": hands.root.resolve().name, "size": hands.size, "kinds": list(KINDS)}
+    digest = FreiHandSplit.open(hands.root, "evaluation").digest
+    record = {"set": hands.root.resolve().name, "hands": digest, "size": hands.size, "kinds": list(KINDS)}
     manifest = folder / "crops.json"
     if manifest.is_file() and json.loads(manifest.read_text()) != record:
         raise ValueError(f"{folder} holds crops of {manifest.read_text().strip()}, not {record}: choose another folder")

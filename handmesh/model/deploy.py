@@ -295,12 +295,16 @@ def forget_weights(folder: Path, name: str) -> bool:
     return entry is not None
 
 
-def load_torch_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
+def load_torch_network(
+    path: Path, hand_model: HandModelArrays | None = None, *, of_any_hand: bool = False
+) -> HandRegressor:
     """A folded network for inference in torch, from a training checkpoint or from what `export_hand_network` wrote.
 
     It poses `hand_model` (None: the embedded one). Raises FileNotFoundError or ValueError as `load_network` does.
     """
-    return _network_from_onnx(path, hand_model) if path.suffix == ".onnx" else fold(load_network(path, hand_model))
+    if path.suffix == ".onnx":
+        return _network_from_onnx(path, hand_model, of_any_hand)
+    return fold(load_network(path, hand_model, of_any_hand=of_any_hand))
 
 
 def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = None) -> HandRegressor:
@@ -325,7 +329,7 @@ def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = N
     return mean
 
 
-def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRegressor:
+def _network_from_onnx(path: Path, hand_model: HandModelArrays | None, of_any_hand: bool) -> HandRegressor:
     model = read_graph(path)
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:
@@ -343,7 +347,8 @@ def _network_from_onnx(path: Path, hand_model: HandModelArrays | None) -> HandRe
             f"{path} computes in int8, which torch cannot run or train on: give the file of its float form"
         )
     network = fold(HandRegressor(config, hand_model))
-    check_hand_model(network, meta.get("vertices"), path)
+    if not of_any_hand:
+        check_hand_model(network, meta.get("vertices"), path)
     stored = stored_weights(model, "network.")
     if any(name.endswith(".gamma") for name in stored):
         raise ValueError(f"{path} was exported before layer scales were folded: export the network again")

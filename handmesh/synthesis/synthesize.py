@@ -111,7 +111,8 @@ def synthesize(
     backgrounds: directories of photos (searched recursively); without any, drawn backgrounds are used. The training
     split leaves out those that `handmesh train` keeps to measure on (`handmesh.image_folders.is_held_out`).
     environments: directories of .hdr environment maps. workers: processes, by default one per core.
-    skins: how many people; shard_size: images that are rendered, and after an interruption repeated, together.
+    skins: how many people, by default as many as a set that is there in part has, else one for 8 images, up to 360.
+    shard_size: images that are rendered, and after an interruption repeated, together.
     write_vertices: also write ``{split}_verts.json`` (by default for the evaluation split only: it is large).
     unseen_shapes: give every hand a shape outside of what sets have otherwise, to test on.
     second_hand: share of the images with the person's other hand (its keypoints are `second` in the labels).
@@ -120,7 +121,7 @@ def synthesize(
     """
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
-    pool = min(MAX_SKINS, -(-count // IMAGES_PER_SKIN)) if skins is None else skins
+    pool = _skins_of(Path(root), split, count) if skins is None else skins
     job = Job(Path(root), count, seed, split, pool, photos, tuple(maps), shard_size, unseen_shapes, second_hand)
     _prepare(job)
     _log.info("rendering %d images into %s", count, job.folder)
@@ -149,8 +150,18 @@ def _existing(directory: Path | str) -> Path:
     return path
 
 
+def _record(root: Path, split: Split) -> Path:
+    return root / f"{split}_synthesis.json"
+
+
+def _skins_of(root: Path, split: Split, count: int) -> int:
+    """How many people a set has that is there in part, or will have."""
+    path = _record(root, split)
+    return json.loads(path.read_text())["skins"] if path.exists() else min(MAX_SKINS, -(-count // IMAGES_PER_SKIN))
+
+
 def _prepare(job: Job) -> None:
-    path = job.root / f"{job.split}_synthesis.json"
+    path = _record(job.root, job.split)
     if not path.exists() and (any(job.root.glob(f"{job.split}_*.json")) or any((job.folder / "rgb").glob("*.jpg"))):
         raise ValueError(f"{job.root} holds a {job.split} split that was not rendered here: choose another root")
     for name in ("rgb", "mask", "alpha", "shards", "skins"):
@@ -167,8 +178,11 @@ def _prepare(job: Job) -> None:
         record["unseen_shapes"] = True
     if job.second_hand != SECOND_HAND:
         record["second_hand"] = job.second_hand
-    if path.exists() and json.loads(path.read_text()) != record:
-        raise ValueError(f"{path} belongs to another run: {path.read_text()}; choose another root or delete it")
+    before = json.loads(path.read_text()) if path.exists() else record
+    others = [key for key in before | record if before.get(key) != record.get(key)]
+    if others:
+        there, asked = ({key: one.get(key) for key in others} for one in (before, record))
+        raise ValueError(f"{path} belongs to another run, of {there}, not {asked}: choose another root or delete it")
     write_json(path, record)
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 from handmesh.atomic import written_whole
 from handmesh.datasets.augment import AugmentConfig, ImagePool
 from handmesh.datasets.freihand import FreiHandDataset
+from handmesh.datasets.freihand_files import FreiHandSplit
 from handmesh.datasets.mixture import BatchStream, Mixture
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.backbones import PEERS
@@ -96,7 +98,13 @@ class Protocol:
             "crop_px": self.size,
             "head": config.network.head,
             "evaluation_hands": self.evaluation_hands,
+            "hands": self.hands,
         }
+
+    @cached_property
+    def hands(self) -> list[str]:
+        """Which hands are trained on, and which are measured on."""
+        return [FreiHandSplit.open(self.data, split).digest for split in ("training", "evaluation")]
 
 
 class CachedBatches(Dataset[Batch]):
@@ -144,7 +152,7 @@ def run_arm(arm: str, protocol: Protocol, seed: int = 1) -> dict[str, float]:
         device=protocol.device,
         workers=protocol.workers,
     )
-    cut = f"batches_{protocol.size}px_{protocol.batch_size}"
+    cut = f"batches_{protocol.size}px_{protocol.batch_size}_{protocol.hands[0]}"
     trainer.stream = CachedBatches(trainer.stream, protocol.folder / cut)
     trainer.run(measure_every=10 * protocol.samples)
     errors = measure(trainer.ema_network(), evaluation_batch(protocol))

@@ -181,12 +181,11 @@ class Trainer:
             load_initial(self.network, path)
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
-        network = unfold(load_torch_network(path, hand_model), crops)
+        network = unfold(load_torch_network(path, hand_model, of_any_hand=True), crops)
         wanted = self.config.network
         if network.config.head != wanted.head:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
-        if network.config != wanted:
-            _log.info("%s holds %s, and goes on as %s", path, network.config, wanted)
+        _say_changes(path, network.config, wanted)
         _load_or_grow(self.network, network.state_dict(), grow=network.config.variant != wanted.variant)
 
     @property
@@ -258,6 +257,7 @@ class Trainer:
                 self.folder / "last.pt",
                 ema=self.ema.state,
                 optimizer=self.optimizer.state_dict(),
+                seen=self.seen,
                 step=self.step,
                 per_step=self.per_step,
                 world=self.world,
@@ -309,11 +309,20 @@ def load_initial(network: HandRegressor, path: Path) -> None:
     name = next((name for name in parts if name in stored), None)
     if name is None:
         raise ValueError(f"{path} holds no network, backbone or lifter that fits; it has {sorted(stored)}")
-    variant = stored["config"]["variant"] if name == "network" else network.config.variant
+    variant = network.config.variant
+    if name == "network":
+        config = NetworkConfig(**stored["config"])
+        _say_changes(path, config, network.config)
+        variant = config.variant
     try:
         _load_or_grow(parts[name], stored[name], grow=variant != network.config.variant)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the {name} of {path} does not fit {network.config}: {error}") from error
+
+
+def _say_changes(path: Path, stored: NetworkConfig, wanted: NetworkConfig) -> None:
+    if stored != wanted:
+        _log.info("%s holds %s, and goes on as %s", path, stored, wanted)
 
 
 def _load_or_grow(module: nn.Module, state: Mapping[str, torch.Tensor], *, grow: bool) -> None:
