@@ -64,7 +64,7 @@ def talk(options: argparse.Namespace) -> None:
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
     route = "source" if options.send is None else "stream"
     trusted = None if options.certificate is None else trust(options.certificate)
-    with connect(f"{options.url}/v1/{route}", additional_headers=headers, ssl=trusted) as socket:
+    with connect(f"{options.url.rstrip('/')}/v1/{route}", additional_headers=headers, ssl=trusted) as socket:
         faces = np.array(json.loads(socket.recv())["faces"])
         socket.send(json.dumps({"format": "binary"}))
         frames = watch(socket, faces) if options.send is None else send_frames(socket, faces, options.send)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handmesh.atomic import check_writable
 from handmesh.clip import Clip
 from handmesh.clip_export import check_clip_suffix, export_clip
 from handmesh.export import WRITERS, export_hands
@@ -108,6 +109,7 @@ def annotate_video(
     clip = None
     if save is not None and save.suffix and not save.is_dir():
         check_clip_suffix(save)
+        check_writable(save)
         clip = Clip(source.fps)
     tracker.reset()
     frames = with_hand = 0

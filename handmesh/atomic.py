@@ -17,12 +17,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Missing folders are made. Whatever stood at `path` stays untouched until then, and for good if the block raises.
     """
     path = Path(path).resolve()  # a symbolic link stays one
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
+    temporary = _beside(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -30,3 +25,19 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a file can be written to `path`, before the work that it is to keep; makes folders."""
+    _beside(Path(path).resolve()).unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A new empty file beside another, of the same suffix. Raises OSError that names the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
+    return temporary

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handmesh.atomic import check_writable
 from handmesh.mistakes import in_one_line, is_ours, stop_asked
 
 if TYPE_CHECKING:
@@ -417,7 +418,8 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     """Names for what is written about files: their own without suffix, numbered where several have the same."""
     stems: dict[str, None] = {}
     for path in paths:
-        names = chain([path.stem], (f"{path.stem}-{number}" for number in count(2)))
+        stem = path.stem or path.resolve().stem  # of the folder .
+        names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         stems[next(name for name in names if name not in stems)] = None
     return list(stems)
 
@@ -495,6 +497,8 @@ def _job(options: argparse.Namespace, kind: Kind, files: Sequence[Path]) -> int:
         raise ValueError(f"with --results nothing is drawn and no mesh file written: leave out {drawing}")
     if options.hand is not None or options.refine:
         raise ValueError("--results takes hands as the network sees them: leave out --hand and --refine")
+    if options.ray_address is not None and options.engine != "ray":
+        raise ValueError("--ray-address is that of a Ray cluster: give --engine ray, too")
     task = Task(
         kind,
         weights=options.weights,
@@ -550,7 +554,7 @@ def _progress(source: FrameSource) -> Callable[[int], None]:
 
 
 def _webcam(options: argparse.Namespace) -> int:
-    from handmesh.live import KEYS_HELP, LiveSession, Window, display_problem
+    from handmesh.live import KEYS_HELP, LiveSession, Window, display_problem, free_name
     from handmesh.video import open_source
 
     if options.source and options.record:
@@ -561,7 +565,7 @@ def _webcam(options: argparse.Namespace) -> int:
         window, record = None, options.record
         problem = None if options.no_window else display_problem()
         if problem is not None:
-            record = record or OUT / "webcam.mp4"
+            record = record or free_name(OUT / "webcam.mp4")
             print(f"{problem}: recording to {record} instead of showing a window")
         elif not options.no_window:
             window = Window()
@@ -608,14 +612,19 @@ def _serve(options: argparse.Namespace) -> int:
     access = Access(options.host, options.token, options.allow_origin)
     with bind(options.host, options.port) as listening:
         engine = Engine(_estimator(options), options.max_hands)
-        app = create_app(engine, access=access, source=_server_source(options, engine))
-        url = page_url(listening, access, https=certificate is not None)
-        run(
-            app,
-            listening,
-            certificate=certificate,
-            started=lambda: print(f"serving at {url} (Ctrl-C stops)", flush=True),
-        )
+        with ExitStack() as ends:  # also where serving never begins
+            ends.callback(engine.close)
+            source = _server_source(options, engine)
+            if source is not None:
+                ends.callback(source.close)
+            app = create_app(engine, access=access, source=source)
+            url = page_url(listening, access, https=certificate is not None)
+            run(
+                app,
+                listening,
+                certificate=certificate,
+                started=lambda: print(f"serving at {url} (Ctrl-C stops)", flush=True),
+            )
     print("stopped")
     return 0
 
@@ -653,6 +662,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     if options.source is None:
         raise ValueError("name a camera, a video or a folder of pictures that show the board (or --draw one to print)")
     check_camera_suffix(options.out)
+    check_writable(options.out)
     with open_source(options.source) as source, closing(_frames_until_ctrl_c(source)) as frames:
         if source.live:
             print("show the board tilted, near and far, and in the picture's corners (Ctrl-C: enough)")
@@ -694,6 +704,7 @@ def _calibrate_hand(options: argparse.Namespace) -> int:
 
     length_m = None if options.length_mm is None else 1e-3 * options.length_mm
     check_shape_suffix(options.out)
+    check_writable(options.out)
     if options.source is None:
         if length_m is None:
             raise ValueError("name a camera or a video that shows the hand, or give its --length-mm, or both")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from handmesh.ahead import track_ahead
 from handmesh.assets import load_hand_model
+from handmesh.atomic import check_writable
 from handmesh.export import export_hands
 from handmesh.hand_size import HOLD_S, FlatHand
 from handmesh.render import Overlay, draw_labels, draw_text
@@ -244,7 +245,7 @@ class LiveSession:
             self.window = None
             self._say(f"the window failed ({error.err}); going on without it")
             if self._record_to is None:
-                self._toggle_recording()
+                self._unless_refused(self._toggle_recording)
             return
         self.press(key)
 
@@ -278,7 +279,9 @@ class LiveSession:
         if self._record_to is not None:
             self._finish_recording()
             return
-        self._record_to = _free_name(self._out / "webcam.mp4")
+        path = free_name(self._out / "webcam.mp4")
+        check_writable(path)
+        self._record_to = path
         self._say(f"recording to {self._record_to}")
 
     def _toggle_smoothing(self) -> None:
@@ -302,7 +305,7 @@ class LiveSession:
             return
         shape, self._flat = self._flat.shape(), None
         self._tracker.betas = shape.betas
-        path = _free_name(self._out / "hand.json")
+        path = free_name(self._out / "hand.json")
         shape.save(path)
         self._say(
             f"a hand of {1e3 * shape.length_m:.0f} mm as the network guesses; it stays so (h: no more) and is saved "
@@ -313,7 +316,7 @@ class LiveSession:
         if not self._hands:
             self._say("no hand in sight to save")
             return
-        path = _free_name(self._out / "snapshot.glb")
+        path = free_name(self._out / "snapshot.glb")
         export_hands(self._hands, path)
         self._say(f"saved {len(self._hands)} hand(s) to {path}")
 
@@ -321,7 +324,7 @@ class LiveSession:
         self._stopped = True
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """The path, numbered -2, -3, ... where it is taken."""
     number, free = 1, path
     while free.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
@@ -14,8 +15,10 @@ def in_one_line(program: Callable[[], int | None]) -> int:
 
     SIGTERM and a closed terminal end a program as Ctrl-C does, with its files complete. Users' mistakes and missing
     things (OSError, ValueError and packages that could be installed) are one line on standard error; our own mistakes
-    keep their traceback.
+    keep their traceback. Names that a terminal cannot show are printed with escapes.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):  # Windows has only the first
             number = getattr(signal, name, None)

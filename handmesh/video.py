@@ -147,14 +147,19 @@ def write_picture(path: str | os.PathLike[str], frame: Frame) -> None:
     """Write a frame as a picture in the format of the suffix, whole or not at all; makes missing folders.
 
     Raises:
-        ValueError: the suffix is unknown.
+        ValueError: the suffix is unknown, or the frame too large for its format.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write {path.name!r}: its suffix must be one of {', '.join(IMAGE_SUFFIXES)}")
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    with _quiet_opencv:
+        try:
+            done, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        except cv2.error:
+            done, data = False, np.zeros(0, np.uint8)
     if not done:
-        raise ValueError(f"OpenCV cannot encode {path.suffix} pictures here; use .png or .jpg")
+        height, width = frame.shape[:2]
+        raise ValueError(f"OpenCV cannot write {width} x {height} px as {path.suffix}; use .png, or a smaller picture")
     with written_whole(path) as temporary:
         temporary.write_bytes(data.tobytes())
 

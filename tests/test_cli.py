@@ -256,6 +256,16 @@ def test_webcam_without_camera_and_display_says_both_and_records_the_sample(work
     assert is_drawn_on(drawn[5], hand_frame(10))
 
 
+def test_what_webcam_records_for_want_of_a_window_takes_no_files_place(workplace, sample, capsys):
+    (workplace / "out").mkdir()
+    mine = workplace / "out" / "webcam.mp4"
+    shutil.copy(sample, mine)
+    before = mine.read_bytes()
+    assert main(["webcam", "--source", str(mine), "--max-frames", "2"]) == 0
+    assert mine.read_bytes() == before
+    assert len(frames_of(workplace / "out" / "webcam-2.mp4")) == 2
+
+
 def test_webcam_records_a_file_without_window(clip, capsys):
     assert main(["webcam", "--source", str(clip), "--no-window", "--record", "a/b.mp4", "--max-frames", "7"]) == 0
     assert len(frames_of("a/b.mp4")) == 7
@@ -466,6 +476,13 @@ def test_a_snapshot_without_a_hand_says_so(clip, estimator):
     assert "no hand in sight to save" in said
 
 
+def test_a_recording_that_cannot_be_written_is_told_and_the_session_goes_on(clip, estimator):
+    (clip.parent / "out").write_text("a file")
+    _, said, report, _, _ = play(clip, estimator, ".rg.q")
+    assert report.frames == 5
+    assert [line.split(":")[0] for line in said] == ["error", "error"]
+
+
 def test_quitting_completes_a_running_recording(clip, estimator):
     _, said, _, _, _ = play(clip, estimator, "r...q")
     assert len(frames_of(clip.parent / "out" / "webcam.mp4")) == 4
@@ -601,6 +618,10 @@ def test_a_hand_file_gives_way_to_the_key_that_measures(clip, estimator, monkeyp
         (["video", "sample", "--keypoints", "openxr", "--save", "x.glb"], "name a .json or .npz by --save"),
         (["video", "sample", "--keypoints", "openxr", "--save", "x"], "name a .json or .npz by --save"),
         (["video", "sample", "--results", "x", "--format", "glb"], "no mesh file written: leave out --format"),
+        (["video", "sample", "--results", "x", "--ray-address", "auto"], "give --engine ray, too"),
+        (["video", "sample", "--out", "x.mp4", "--save", "README.md/x.glb"], "README.md"),
+        (["calibrate", "sample", "--square-mm", "20", "--out", "README.md/camera.yaml"], "README.md"),
+        (["calibrate-hand", "sample", "--out", "README.md/hand.json"], "README.md"),
     ],
 )
 def test_options_that_could_not_be_followed_are_refused(monkeypatch, capsys, arguments, message):

@@ -91,7 +91,7 @@ def test_the_python_client_says_what_is_wrong_in_a_line(address, monkeypatch, ca
     with socket.create_server(("127.0.0.1", 0)) as unused:
         nowhere = f"ws://127.0.0.1:{unused.getsockname()[1]}"
     assert f"nobody answers at {nowhere}: start `handmesh serve`" in failure(monkeypatch, "--url", nowhere)
-    url = f"ws://{address}"
+    url = f"ws://{address}/"  # as `handmesh serve` prints it
     assert "no file or folder missing.mp4" in failure(monkeypatch, "--url", url, "--send", "missing.mp4")
     assert "there is no file no.pem: --certificate" in failure(monkeypatch, "--url", url, "--certificate", "no.pem")
     runpy.run_path(str(DEMOS / "stream.py"), run_name="imported")["print_complaint"](

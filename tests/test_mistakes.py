@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,13 @@ def test_exit_status_and_line(capsys):
         in_one_line(lambda: fail(ModuleNotFoundError("No module named 'handmesh.x'", name="handmesh.x")))
     with pytest.raises(TypeError):
         in_one_line(lambda: fail(TypeError("our own mistake")))
+
+
+def test_names_that_a_terminal_cannot_show_end_no_program():
+    program = "from handmesh.mistakes import in_one_line as p; print(p(lambda: print('a caf\\udce9', '\\u624b')))"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "a caf\\udce9 \\u624b\n0\n"
 
 
 def test_a_script_says_which_file_is_missing(tmp_path):

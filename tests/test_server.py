@@ -844,9 +844,9 @@ def start_command(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_serves_and_ends_in_order_with_a_stream_open(how):
-    process, line = start_command("--source", "sample")
+    process, line = start_command("--source", "sample", "--osc", "127.0.0.1:9")
     try:
         address = re.fullmatch(r"serving at http://(127\.0\.0\.1:\d+)/ .*\n", line)
         assert address, line + process.stderr.read()
@@ -858,6 +858,17 @@ def test_the_command_serves_and_ends_in_order_with_a_stream_open(how):
         assert (process.returncode, said, complaints) == (0, "stopped\n", "")
     finally:
         process.kill()
+
+
+def test_what_cannot_be_served_leaves_no_source_playing(tmp_path, capsys, monkeypatch, estimator):
+    monkeypatch.setattr(HandMeshEstimator, "from_pretrained", lambda *_, **__: estimator)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("certificate.pem", "key.pem"):
+        (tmp_path / name).write_text("none")
+    secured = ["--certificate", str(tmp_path / "certificate.pem"), "--key", str(tmp_path / "key.pem")]
+    assert main(["serve", "--port", "0", "--source", "sample", "--osc", "127.0.0.1:9", *secured]) == 1
+    assert "SSL" in capsys.readouterr().err
+    assert "handmesh-source" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize(

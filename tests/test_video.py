@@ -536,6 +536,13 @@ def test_pictures_of_unknown_suffix_are_refused(tmp_path):
         write_picture(tmp_path / "a.xyz", plain(3))
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_pictures_too_large_for_their_format_are_told_with_their_size(tmp_path, capfd, suffix):
+    with pytest.raises(ValueError, match=rf"70000 x 2 px as {suffix}; use \.png"):
+        write_picture(tmp_path / f"a{suffix}", np.zeros((2, 70_000, 3), np.uint8))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a name may be any bytes")
 def test_videos_of_names_that_end_opencv_are_refused(tmp_path):
     path = tmp_path / os.fsdecode(b"v\xff.mp4")

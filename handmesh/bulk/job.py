@@ -94,7 +94,7 @@ def run_job(
     bad weights and missing packages what `Task.open_estimator`, `check_parquet`, `import_ray` and `ray_crew` raise.
     """
     started_s = time.perf_counter()
-    wanted = list(dict.fromkeys(os.path.abspath(file) for file in files))
+    wanted = dict.fromkeys(os.path.abspath(file) for file in files)
     if task.table == "parquet":
         check_parquet()
     if engine == "ray":
@@ -104,7 +104,7 @@ def run_job(
     with _alone_in(folder):
         _claim_folder(folder, task, _describe(task, estimator))
         parts = folder / "parts"
-        entries = _known_entries(parts, set(wanted))
+        entries = _known_entries(parts, wanted)
         waiting = [file for file in wanted if file not in entries]
         found_done = len(wanted) - len(waiting)
         new: dict[str, Entry] = {}
@@ -121,7 +121,7 @@ def run_job(
             clear_unfinished(parts)
         finally:
             _write_index(folder, [*entries.values(), *new.values()])
-    now = [entry for entry in (entries | new).values() if entry.path in set(wanted)]
+    now = [entry for entry in (entries | new).values() if entry.path in wanted]
     return JobReport(
         files=len(wanted),
         found_done=found_done,
@@ -231,7 +231,10 @@ def _claim_folder(folder: Path, task: Task, about: dict[str, Any]) -> None:
     """Write down what is done in a folder. Raises ValueError if it already holds something else."""
     path = folder / "job.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete {folder} to begin anew") from error
         differences = [
             f"{key} {found.get(key)!r}, not {value!r}" for key, value in about.items() if found.get(key) != value
         ]

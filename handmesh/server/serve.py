@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ def run(
     certificate: Certificate | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end streams and the application; calls ``started`` when it is ready."""
+    """Serve until SIGINT, SIGTERM or SIGHUP (a closed terminal), then end streams and the application.
+
+    Calls ``started`` when it is ready.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -81,6 +85,9 @@ def run(
         ssl_keyfile=certificate and str(certificate.key),
     )
     server = _Server(config, started)
+    hang_up = getattr(signal, "SIGHUP", None)  # uvicorn knows the other two; Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # as under nohup
+        signal.signal(hang_up, server.handle_exit)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, and then raises the signal again
         server.run(sockets=[listening])
 

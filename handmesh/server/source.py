@@ -86,8 +86,9 @@ class ServerSource:
             source.close()  # ends the wait for a camera that delivers nothing
         if thread is not None:
             thread.join()
-        if self._osc is not None:
-            self._osc.close()
+        osc, self._osc = self._osc, None
+        if osc is not None:
+            osc.close()
 
     def _play(self, stop: threading.Event, previous: threading.Thread | None) -> None:
         if previous is not None:

@@ -206,7 +206,9 @@ class DetectorTrainer:
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
-        self.optimizer = torch.optim.AdamW(_groups(self.network, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.network, config.weight_decay), lr=config.learning_rate, fused=True
+        )
         self.step = 0
         self.stream = FrameStream(pictures, config, self.rank, self.world)
         if (folder / "last.pt").is_file():
