@@ -150,18 +150,18 @@ def _existing(directory: Path | str) -> Path:
     return path
 
 
-def _record(root: Path, split: Split) -> Path:
+def _record_path(root: Path, split: Split) -> Path:
     return root / f"{split}_synthesis.json"
 
 
 def _skins_of(root: Path, split: Split, count: int) -> int:
     """How many people a set has that is there in part, or will have."""
-    path = _record(root, split)
+    path = _record_path(root, split)
     return json.loads(path.read_text())["skins"] if path.exists() else min(MAX_SKINS, -(-count // IMAGES_PER_SKIN))
 
 
 def _prepare(job: Job) -> None:
-    path = _record(job.root, job.split)
+    path = _record_path(job.root, job.split)
     if not path.exists() and (any(job.root.glob(f"{job.split}_*.json")) or any((job.folder / "rgb").glob("*.jpg"))):
         raise ValueError(f"{job.root} holds a {job.split} split that was not rendered here: choose another root")
     for name in ("rgb", "mask", "alpha", "shards", "skins"):
