@@ -1,7 +1,7 @@
 """A box in a frame becomes the square picture that the hand network sees, and points travel both ways.
 
-A crop is the square around the box's centre with side ``CROP_SCALE`` times the box's longer side, turned about that
-centre where the hand is to stand upright. Its coordinates are normalised to [-1, 1] over the square:
+A crop is the square around the box's centre with side ``CROP_SCALE`` times the box's longer side (small hands': wider),
+turned about that centre where the hand is to stand upright. Its coordinates are normalised to [-1, 1] over the square:
 ``x_n = (x_crop_px + 0.5) / (size / 2) - 1``.
 """
 
@@ -17,6 +17,12 @@ from handmesh.skeleton import FINGER_KNUCKLES
 
 CROP_SCALE = 1.6
 """Side of the square crop over the longer side of the tight box of the 21 projected keypoints."""
+
+MOST_MAGNIFIED = 1.2
+"""Small hands are cut out with more around them, so that a crop shows no pixel of the frame larger than this ..."""
+
+MOST_WIDENED = 1.3
+"""... as far as a crop this many times as wide as others can do."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ class Crop:
     ) -> Crop:
         """The crop around ``box`` (4,): x1, y1, x2, y2 of the tight keypoint box in pixels of the frame."""
         x1, y1, x2, y2 = np.asarray(box, np.float64).tolist()
-        return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), scale * max(x2 - x1, y2 - y1), size, mirrored, turn)
+        side = scale * max(x2 - x1, y2 - y1)
+        side = max(side, min(size / MOST_MAGNIFIED, MOST_WIDENED * side))
+        return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), side, size, mirrored, turn)
 
     @property
     def affine(self) -> NDArray[np.float64]:

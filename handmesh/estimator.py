@@ -62,6 +62,7 @@ class _Wanted:
 class _Estimate:
     """What the network said of one crop, brought back from the mirror but still in the crop's virtual camera."""
 
+    box: NDArray[np.float64]  # (4,) px that it was cut around
     crop: Crop
     posed: PosedHand
     joints_2d: NDArray[np.float64]  # (21, 2) px of the frame
@@ -374,10 +375,7 @@ class HandMeshEstimator:
 
     def _as_other_side(self, wanted: _Wanted, seen: _Estimate) -> _Wanted:
         """The crop that was seen, to be run as the other side."""
-        half = 0.5 * seen.crop.side_px / self._crop_scale
-        x, y = seen.crop.center
-        box = np.array([x - half, y - half, x + half, y + half])
-        return replace(wanted, box=box, side=other_side(seen.side), turn=seen.crop.turn)
+        return replace(wanted, box=seen.box, side=other_side(seen.side), turn=seen.crop.turn)
 
     def _look(self, wanted: Sequence[_Wanted], heard: Sequence[float]) -> tuple[list[_Estimate], list[float]]:
         """One estimate each, and log odds of a right hand: those ``heard`` before with those of this look.
@@ -412,6 +410,7 @@ class HandMeshEstimator:
         rotations, betas, joints_2d = outputs["rotations"], outputs["betas"], outputs["joints_2d"]
         return [
             _Estimate(
+                wanted[i].box,
                 crop,
                 self._posed(rotations[i], betas[i], outputs, i, crop.mirrored),
                 crop.to_frame(joints_2d[i]),

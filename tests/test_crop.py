@@ -25,6 +25,14 @@ def test_crop_is_centred_on_the_box_with_its_longer_side():
     assert crop == Crop((30.0, 30.0), CROP_SCALE * 40.0, 64, mirrored=False)
 
 
+def test_small_hands_are_cut_out_wider_and_not_too_wide():
+    sides = {box: Crop.from_box([0, 0, box, 0.5 * box], 128).side_px for box in (10, 60, 66, 67, 300)}
+    assert sides[300] == CROP_SCALE * 300
+    assert sides[67] == CROP_SCALE * 67  # 107.2 px become 128
+    assert sides[66] == sides[60] == pytest.approx(128 / 1.2)
+    assert sides[10] == pytest.approx(1.3 * CROP_SCALE * 10)
+
+
 @pytest.mark.parametrize("crop", CROPS)
 def test_points_go_there_and_back(crop):
     points = np.random.default_rng(0).uniform(-100, 400, (3, 5, 2))
