@@ -82,8 +82,8 @@ def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, na
 
     A copy where the caller could still write to it.
     """
-    array = np.asarray(value, dtype)
-    array = array.copy() if array.flags.writeable else array.view()
+    is_fixed = isinstance(value, np.ndarray) and not value.flags.writeable
+    array = np.asarray(value, dtype).view() if is_fixed else np.array(value, dtype)
     if array.shape != shape and (
         array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))
     ):

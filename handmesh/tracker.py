@@ -152,7 +152,7 @@ class HandTracker:
         self.flip_after = flip_after
         self.remember_s = remember_s
         self.smoothing = smoothing
-        self._betas = None
+        self._betas: NDArray[np.float64] | None = None
         self._estimator = estimator
         self.reset()
 

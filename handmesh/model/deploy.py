@@ -295,16 +295,12 @@ def forget_weights(folder: Path, name: str) -> bool:
     return entry is not None
 
 
-def load_torch_network(
-    path: Path, hand_model: HandModelArrays | None = None, *, of_any_hand: bool = False
-) -> HandRegressor:
+def load_torch_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
     """A folded network for inference in torch, from a training checkpoint or from what `export_hand_network` wrote.
 
     It poses `hand_model` (None: the embedded one). Raises FileNotFoundError or ValueError as `load_network` does.
     """
-    if path.suffix == ".onnx":
-        return _network_from_onnx(path, hand_model, of_any_hand)
-    return fold(load_network(path, hand_model, of_any_hand=of_any_hand))
+    return network_from_onnx(path, hand_model) if path.suffix == ".onnx" else fold(load_network(path, hand_model))
 
 
 def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = None) -> HandRegressor:
@@ -329,7 +325,10 @@ def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = N
     return mean
 
 
-def _network_from_onnx(path: Path, hand_model: HandModelArrays | None, of_any_hand: bool) -> HandRegressor:
+def network_from_onnx(
+    path: Path, hand_model: HandModelArrays | None = None, *, of_any_hand: bool = False
+) -> HandRegressor:
+    """`load_torch_network` of an exported graph. `of_any_hand`: also of one for another hand model, to learn on."""
     model = read_graph(path)
     described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:

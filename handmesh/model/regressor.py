@@ -131,11 +131,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no checkpoint, or not a whole one: {error}") from error
 
 
-def load_network(path: Path, hand_model: HandModelArrays | None = None, *, of_any_hand: bool = False) -> HandRegressor:
+def load_network(path: Path, hand_model: HandModelArrays | None = None) -> HandRegressor:
     """Build the network that `save_network` wrote, which poses `hand_model` (None: the embedded one).
 
-    Of a run that can be resumed (`last.pt`) it has the averaged weights. `of_any_hand`: also one that was trained on
-    another hand model, to learn on.
+    Of a run that can be resumed (`last.pt`) it has the averaged weights.
 
     Raises:
         FileNotFoundError: no such file.
@@ -147,8 +146,7 @@ def load_network(path: Path, hand_model: HandModelArrays | None = None, *, of_an
         network.load_state_dict(stored.get("ema", stored["network"]))
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a hand network checkpoint: {error}") from error
-    if not of_any_hand:
-        check_hand_model(network, stored.get("vertices"), path)
+    check_hand_model(network, stored.get("vertices"), path)
     return network
 
 

@@ -22,7 +22,7 @@ from handmesh.datasets.mixture import BatchStream, HandDataset, Mixture
 from handmesh.datasets.sample import Batch
 from handmesh.evaluation.validation import fixed_batch, measure
 from handmesh.image_folders import load_images
-from handmesh.model.deploy import load_torch_network
+from handmesh.model.deploy import network_from_onnx
 from handmesh.model.grow import grow_from
 from handmesh.model.head import TokensHead
 from handmesh.model.regressor import HandRegressor, NetworkConfig, check_hand_model, read_checkpoint, save_network
@@ -181,7 +181,7 @@ class Trainer:
             load_initial(self.network, path)
             return
         crops = (self.stream[step].crops for step in range(min(CALIBRATION_BATCHES, self.steps)))
-        network = unfold(load_torch_network(path, hand_model, of_any_hand=True), crops)
+        network = unfold(network_from_onnx(path, hand_model, of_any_hand=True), crops)
         wanted = self.config.network
         if network.config.head != wanted.head:
             raise ValueError(f"{path} holds {network.config}, this run trains {wanted}")
@@ -309,13 +309,10 @@ def load_initial(network: HandRegressor, path: Path) -> None:
     name = next((name for name in parts if name in stored), None)
     if name is None:
         raise ValueError(f"{path} holds no network, backbone or lifter that fits; it has {sorted(stored)}")
-    variant = network.config.variant
-    if name == "network":
-        config = NetworkConfig(**stored["config"])
-        _say_changes(path, config, network.config)
-        variant = config.variant
+    config = NetworkConfig(**stored["config"]) if name == "network" else network.config
+    _say_changes(path, config, network.config)
     try:
-        _load_or_grow(parts[name], stored[name], grow=variant != network.config.variant)
+        _load_or_grow(parts[name], stored[name], grow=config.variant != network.config.variant)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the {name} of {path} does not fit {network.config}: {error}") from error
 
