@@ -34,9 +34,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def _beside(path: Path) -> Path:
     """A new empty file beside another, of the same suffix. Raises OSError that names the other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
     except OSError as error:
         raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error

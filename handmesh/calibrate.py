@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.records import Camera
+from handmesh.records import Camera, check_frame
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def calibrate(
     count = 0
     for frame in frames:
         count += 1
-        height, width = frame.shape[:2]
+        height, width = check_frame(frame).shape[:2]
         if size is not None and size != (width, height):
             raise ValueError(f"all pictures must be of one size: there are {size} and {(width, height)}")
         size = (width, height)

@@ -47,7 +47,7 @@ def export_hands(hands: Sequence[HandMesh], path: str | os.PathLike[str]) -> Non
     """Write the hands of one frame in the format of the path's suffix, whole or not at all; makes missing folders.
 
     Raises:
-        ValueError: the suffix is unknown, or there is no hand.
+        ValueError: the suffix is unknown, there is no hand, or one without the mesh that the format is for.
     """
     path = Path(path)
     writer = WRITERS.get(path.suffix.lower())
@@ -55,6 +55,8 @@ def export_hands(hands: Sequence[HandMesh], path: str | os.PathLike[str]) -> Non
         raise ValueError(f"cannot write {path.name!r}: its suffix must be one of {', '.join(WRITERS)}")
     if not hands:
         raise ValueError(f"no hand to write to {path}")
+    if writer in (_write_obj, _write_ply, _write_glb) and not all(len(hand.faces) for hand in hands):
+        raise ValueError(f"a hand without its mesh cannot be written to {path}: .json and .npz take it")
     with written_whole(path) as temporary:
         writer(hands, temporary)
 

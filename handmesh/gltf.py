@@ -190,5 +190,5 @@ def _visibility(
         if apart > 1 and after - before > max(LONGEST_BRIDGE_S, stays_s):
             moments += [(float(before) + stays_s, False), (float(after), True)]
     gone_s = float(times_s[-1]) + stays_s
-    moments.append((gone_s, False) if gone_s < duration_s else (duration_s, True))
+    moments.append((gone_s, False) if gone_s < duration_s - 1e-6 else (duration_s, True))
     return np.array([at for at, _ in moments]), np.array([shown for _, shown in moments])

@@ -147,7 +147,7 @@ class FlatHand:
         Give it unsmoothed or smoothed hands, but of a tracker whose shape is not fixed already.
         """
         if hand is not None and is_flat(hand):
-            if time_s - self._good_s > GRACE_S or not self._is_still(hand):
+            if not 0.0 <= time_s - self._good_s <= GRACE_S or not self._is_still(hand):
                 self.start_again()
             else:
                 self._held_s += time_s - self._good_s

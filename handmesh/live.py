@@ -261,12 +261,14 @@ class LiveSession:
             return
         if self._writer is None:
             self._writer = VideoWriter(self._record_to, source.fps)
-        self._writer.write(picture, time_s if source.live else None)
+        self._writer.write(picture, time_s)
 
     def _finish_recording(self) -> None:
         writer, self._writer, self._record_to = self._writer, None, None
-        if writer is not None:
-            writer.close()
+        if writer is None:
+            return
+        writer.close()
+        if writer.frames_written:
             self._say(f"recorded {writer.frames_written} frames to {writer.path}")
 
     def _set_overlay(self, **changes: bool) -> None:

@@ -84,7 +84,7 @@ class Overlay:
 
 def draw_text(frame: Image, lines: Sequence[str], origin: tuple[int, int] = (10, 10)) -> None:
     """Write lines of ASCII text with a shadow into the frame, the first one's upper left corner at origin (x, y) px."""
-    scale = max(0.45, min(frame.shape[:2]) / 900)
+    scale = _text_scale(frame)
     step = round(36 * scale)
     for number, line in enumerate(lines):
         at = (origin[0], origin[1] + round(24 * scale) + number * step)
@@ -99,8 +99,15 @@ def draw_labels(frame: Image, hands: Sequence[HandMesh], mirrored: bool = False)
     for hand in hands:
         track = "" if hand.track_id is None else f" #{hand.track_id}"
         left = width - 1 - hand.box[2] if mirrored else hand.box[0]
-        x, y = np.clip([left, hand.box[1] - 24], 0, [max(width - 120, 0), max(height - 24, 0)])
-        draw_text(frame, [f"{hand.side} {hand.score:.2f}{track}"], (int(x), int(y)))
+        text, scale = f"{hand.side} {hand.score:.2f}{track}", _text_scale(frame)
+        (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        wide, high = wide + 3, round(36 * scale)  # with its shadow
+        x, y = np.clip([left, hand.box[1] - high], 0, [max(width - wide, 0), max(height - high, 0)])
+        draw_text(frame, [text], (int(x), int(y)))
+
+
+def _text_scale(frame: Image) -> float:
+    return max(0.45, min(frame.shape[:2]) / 900)
 
 
 def _blend_meshes(canvas: Image, hands: Sequence[HandMesh], opacity: float) -> None:

@@ -66,7 +66,7 @@ class VectorFilter:
 
         Raises ``ValueError`` if time does not advance or the shape changes.
         """
-        raw = np.asarray(values, np.float64)
+        raw = np.array(values, np.float64)  # a copy: callers may write to theirs
         if self._time_s is None:
             self._smooth, self._speed = raw, np.zeros_like(raw)
         else:
@@ -117,7 +117,7 @@ class RotationFilter:
 
         Raises ``ValueError`` if time does not advance or the shape changes.
         """
-        raw = np.asarray(rotations, np.float64)
+        raw = np.array(rotations, np.float64)  # a copy: callers may write to theirs
         if raw.ndim != 3 or raw.shape[1:] != (3, 3):
             raise ValueError(f"rotations must have shape (N, 3, 3) but have {raw.shape}")
         if self._time_s is None:

@@ -147,11 +147,12 @@ def write_picture(path: str | os.PathLike[str], frame: Frame) -> None:
     """Write a frame as a picture in the format of the suffix, whole or not at all; makes missing folders.
 
     Raises:
-        ValueError: the suffix is unknown, or the frame too large for its format.
+        ValueError, TypeError: the suffix is unknown, the frame is not (H, W, 3) uint8, or too large for its format.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write {path.name!r}: its suffix must be one of {', '.join(IMAGE_SUFFIXES)}")
+    check_frame(frame)
     with _quiet_opencv:
         try:
             done, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -364,6 +365,8 @@ class VideoWriter:
         """Append an (H, W, 3) uint8 RGB frame, seen at time_s seconds if the video shall keep time."""
         check_frame(frame)
         writer = self._writer or self._open(frame)
+        if not writer.isOpened():
+            raise ValueError(f"{self.path} has been closed and takes no more frames")
         picture = cv2.cvtColor(_fit(frame, self._size), cv2.COLOR_RGB2BGR)
         for _ in range(self._copies(time_s)):
             writer.write(picture)

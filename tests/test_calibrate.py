@@ -197,3 +197,8 @@ def test_too_few_views_and_too_few_markers_are_told_before_anything_is_read():
         calibrate(iter([]), CHARUCO, views=4)
     with pytest.raises(ValueError, match=r"20 x 15 squares need 150 markers, but \w+ has 100: take a larger"):
         Board("charuco", 20, 15, 0.03, 0.02)
+
+
+def test_frames_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match="grayscale"):
+        calibrate([np.zeros((9, 9), np.uint8)], Board("checkerboard", 9, 6, 0.025))

@@ -629,3 +629,28 @@ def test_options_that_could_not_be_followed_are_refused(monkeypatch, capsys, arg
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not Path("x.gif").exists()
+
+
+class Slow(FrameSource):
+    """A file that names no rate: ten frames, a tenth of a second apart, played as 30 a second."""
+
+    def __init__(self) -> None:
+        super().__init__("test", 30.0, 10)
+
+    def __iter__(self):
+        for number in range(10):
+            yield hand_frame(number), number / 10
+
+
+def test_a_file_of_an_unknown_rate_is_recorded_at_its_own_pace(workplace, estimator):
+    LiveSession(HandTracker(estimator), workplace, record=workplace / "r.mp4", say=print).play(Slow())
+    assert len(frames_of(workplace / "r.mp4")) == 28  # 0.9 s and a frame
+
+
+def test_a_recording_that_never_began_is_not_announced(workplace, estimator):
+    (workplace / "file").touch()
+    said: list[str] = []
+    session = LiveSession(HandTracker(estimator), workplace, record=workplace / "file" / "r.mp4", say=said.append)
+    with pytest.raises(OSError, match="cannot write there"):
+        session.play(Slow())
+    assert not said

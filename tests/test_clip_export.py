@@ -20,6 +20,7 @@ from handmesh.bvh import euler_zxy
 from handmesh.clip import Clip
 from handmesh.clip_export import export_clip
 from handmesh.estimator import build_hand
+from handmesh.gltf import _visibility
 from handmesh.model.hand_model import HandModel
 from handmesh.records import HandMesh, PosedHand
 from handmesh.skeleton import KEYPOINT_PARENTS, KEYPOINTS, MANO_JOINTS, OPENXR
@@ -369,3 +370,10 @@ def test_clips_refuse_what_no_file_could_hold(clip):
     with pytest.raises(ValueError, match="one track_id"):
         new.add(0.2, [clip.frames[0][0]] * 2)
     assert new.times_s == [0.1]
+
+
+@pytest.mark.parametrize("start_s", [0.3, 1.7, 12.34])
+def test_rounding_hides_no_hand_at_the_end(start_s):
+    times_s = start_s + np.arange(5) / 5
+    _, shown = _visibility(times_s - start_s, np.arange(5), times_s[-1] + 0.2 - start_s, 0.2)
+    assert shown[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import jsonschema
 import numpy as np
@@ -161,3 +161,11 @@ def test_files_get_the_rights_that_the_user_gives_and_links_stay_links(tmp_path)
     assert link.is_symlink()
     assert json.loads((tmp_path / "private.json").read_text())["hands"][0]["side"] == "left"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".ply", ".glb"])
+def test_a_hand_without_its_mesh_makes_no_file(tmp_path, suffix):
+    bare = replace(sphere_hand(), vertices=np.zeros((0, 3)), faces=np.zeros((0, 3), np.int32))
+    with pytest.raises(ValueError, match="without its mesh"):
+        export_hand(bare, tmp_path / f"a{suffix}")
+    assert not list(tmp_path.iterdir())

@@ -175,3 +175,9 @@ def test_the_command_takes_a_length_alone_and_says_what_it_needs(tmp_path, monke
     assert main(["calibrate-hand", "sample", "--out", "other.json"]) == 1  # no flat hand in sight
     assert "flat, still and facing the camera for 2 s" in capsys.readouterr().err
     assert not (tmp_path / "other.json").exists()
+
+
+def test_a_hand_is_held_anew_where_time_goes_back():
+    flat, good = FlatHand(MODEL), hand(np.zeros(10), YAW)
+    watch(flat, [good] * 20, 100)
+    assert watch(flat, [good] * 20)[0] == 0.0

@@ -212,3 +212,19 @@ def test_a_still_wants_hands_and_a_fitting_background():
         render_still([])
     with pytest.raises(ValueError, match="background"):
         render_still([sphere_hand()], GRAY[:100])
+
+
+@pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (2160, 3840)])
+def test_labels_are_whole_and_above_their_boxes(size):
+    height, width = size
+
+    def drawn(*box):
+        frame = np.zeros((*size, 3), np.uint8)
+        draw_labels(frame, [replace(sphere_hand(track_id=3), box=np.array(box, float))])
+        y, x = np.nonzero(frame.any(-1))
+        return np.ptp(x), np.ptp(y), y.max()
+
+    free = drawn(width / 3, height / 2, width / 2, 0.6 * height)
+    assert free[2] < height / 2
+    assert drawn(width - 10, -50, width + 100, 50)[:2] == free[:2]
+    assert drawn(width / 3, height + 10, width / 2, height + 90)[:2] == free[:2]

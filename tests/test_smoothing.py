@@ -175,3 +175,12 @@ def test_moving_hands_lag_by_less_than_half_a_frame_and_resting_ones_tremble_les
     still, trembling = VectorFilter(Smoothing().translation), rng.normal(scale=0.001, size=(90, 1))
     smooth = np.stack([still(value, time) for value, time in zip(trembling, times, strict=True)])
     assert np.abs(np.diff(smooth, 2, axis=0)).mean() < 0.5 * np.abs(np.diff(trembling, 2, axis=0)).mean()
+
+
+@pytest.mark.parametrize("kind", [VectorFilter, RotationFilter])
+def test_a_buffer_that_is_written_again_is_filtered_as_new_arrays_are(kind):
+    turns = rotvec_to_rotmat(np.outer(np.arange(5), [0.2, 0.0, 0.1]))[:, None]
+    reused, fresh, buffer = kind(CONFIG), kind(CONFIG), np.empty((1, 3, 3))
+    for number, turn in enumerate(turns):
+        buffer[:] = turn
+        np.testing.assert_array_equal(reused(buffer, number / 30), fresh(turn.copy(), number / 30))

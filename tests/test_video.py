@@ -551,3 +551,27 @@ def test_videos_of_names_that_end_opencv_are_refused(tmp_path):
         open_source(path)
     with pytest.raises(ValueError, match="not UTF-8"):
         VideoWriter(path, 30.0)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.full((8, 8, 3), 0.5, np.float32),
+        np.full((8, 8, 3), 30000, np.uint16),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_pictures_of_other_kinds_are_refused(tmp_path, frame):
+    with pytest.raises(ValueError, match="the frame"):
+        video.write_picture(tmp_path / "a.png", frame)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_video_takes_no_more_frames(tmp_path):
+    writer, frame = video.VideoWriter(tmp_path / "a.mp4", 25.0), np.zeros((32, 32, 3), np.uint8)
+    writer.write(frame)
+    writer.close()
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(frame)
+    assert writer.frames_written == 1
