@@ -52,6 +52,13 @@ def test_freihand_names_what_is_wrong(tmp_path):
         FreiHandDataset(tmp_path)
 
 
+def test_parameters_of_a_part_of_the_hands_are_refused(tmp_path):
+    write_freihand(tmp_path, 2)
+    np.savez(tmp_path / "training_meta.npz", rotations=np.tile(np.eye(3), (1, 16, 1, 1)), betas=np.zeros((1, 10)))
+    with pytest.raises(ValueError, match="fewer hands than the set"):
+        FreiHandDataset(tmp_path)
+
+
 def write_photo(folder, spread=0.01, size=(600, 400)):
     folder.mkdir()
     points = np.stack([np.linspace(300, 420, 21), np.linspace(100, 330, 21)], 1)
@@ -118,12 +125,35 @@ def test_labels_say_whose_spots_they_name_and_only_ours_teach_3d(tmp_path):
     assert found == {None: ("mediapipe", 0.0), "mediapipe": ("mediapipe", 0.0), "freihand": ("freihand", 1.0)}
 
 
-def test_labels_that_lack_something_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spread": ...}, r"a\.png lacks spread"),
+        ({"votes": 6}, "lacks side_votes"),
+        ({"side": "Left"}, "of side left or right, not 'Left'"),
+        ({"kp2d": [[0.0, 0.0]] * 20}, r"kp2d must be \(21, 2\) finite numbers"),
+        ({"kp2d": [[float("nan"), 0.0]] * 21}, "kp2d must be"),
+        ({"kp2d": [[9000.0, 9000.0]] * 21}, r"a\.png: .*outside the picture"),
+        ({"kp3d": None}, "kp3d must be"),
+        ({"spread": "small"}, "spread must be finite numbers"),
+    ],
+)
+def test_labels_that_are_none_are_named(tmp_path, change, message):
     write_photo(tmp_path / "set")
-    labels = json.loads((tmp_path / "set" / "labels.json").read_text())
-    del labels["a.png"]["hands"][0]["spread"]
-    (tmp_path / "set" / "labels.json").write_text(json.dumps(labels))
-    with pytest.raises(ValueError, match=r"a\.png lacks spread"):
+    file = tmp_path / "set" / "labels.json"
+    labels = json.loads(file.read_text())
+    hand = labels["a.png"]["hands"][0] | change
+    labels["a.png"]["hands"][0] = {key: value for key, value in hand.items() if value is not ...}
+    file.write_text(json.dumps(labels))
+    with pytest.raises(ValueError, match=message):
+        PhotoDataset([tmp_path / "set"])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a.png": {}}', '{"a.png": {"ha'])
+def test_files_of_labels_that_are_none_are_named(tmp_path, content):
+    write_photo(tmp_path / "set")
+    (tmp_path / "set" / "labels.json").write_text(content)
+    with pytest.raises(ValueError, match=r"labels\.json"):
         PhotoDataset([tmp_path / "set"])
 
 

@@ -104,6 +104,13 @@ def test_shrunk_photos_keep_their_pixels_centres(labelled: Path) -> None:
     np.testing.assert_allclose(photo.hands.boxes[0], [9.75, 14.75, 19.75, 34.75])
 
 
+def test_sides_in_other_words_are_refused(labelled: Path) -> None:
+    file = labelled / "labels.json"
+    file.write_text(file.read_text().replace("right", "Right"))
+    with pytest.raises(ValueError, match="not 'Right'"):
+        load_photos(labelled)
+
+
 def test_missing_labels_and_broken_photos_are_named(labelled: Path) -> None:
     (labelled / "a.jpg").write_bytes(b"not a photo")
     with pytest.raises(ValueError, match=r"a\.jpg"):

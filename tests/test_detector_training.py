@@ -15,6 +15,7 @@ import torch
 from handmesh.datasets.detection import Hands, Photo, encode
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures
 from handmesh.model.detector import STRIDE, DetectorNetwork, DetectorOutput, export_detector
+from handmesh.training.curves import append_row
 from handmesh.training.detector import (
     DetectorConfig,
     DetectorTrainer,
@@ -222,6 +223,29 @@ def test_the_log_has_means_over_the_steps_since_a_resume(tmp_path: Path, monkeyp
     with (tmp_path / "log.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["seen"], row["loss"]) == ("100", "2")
+
+
+def test_a_resumed_run_writes_no_row_twice_and_never_goes_back(tmp_path: Path) -> None:
+    def start(samples: int) -> DetectorTrainer:
+        torch.manual_seed(0)
+        return DetectorTrainer(_config(samples=samples), tmp_path, _pictures(), DetectorNetwork())
+
+    trainer = start(200)
+    trainer.step = 30
+    trainer.save()
+    for seen in (50, 100):
+        append_row(tmp_path / "log.csv", {"seen": seen, "loss": 1.0})
+    start(200)
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["seen,loss", "50,1"]
+    with pytest.raises(ValueError, match="60 samples already"):
+        start(40)
+
+
+def test_a_run_that_is_told_to_stop_is_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = DetectorTrainer(_config(samples=200), tmp_path, _pictures(), DetectorNetwork())
+    assert not trainer.run(workers=0, stopped=lambda: True)
+    assert DetectorTrainer(_config(samples=200), tmp_path, _pictures(), DetectorNetwork()).step == 1
 
 
 def test_another_batch_size_cannot_resume(tmp_path: Path) -> None:

@@ -159,6 +159,17 @@ def test_a_saved_hand_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(hands.keypoints[0, 0], saved.translation * [-1, 1, 1], atol=1e-6)
 
 
+def test_hands_sides_and_places_must_be_as_many(tmp_path: Path) -> None:
+    path, model = tmp_path / "hands.npz", load_hand_model()
+    np.savez(path, joints=np.zeros((21, 3)), side=["left", "right"])
+    with pytest.raises(ValueError, match="1 hands and 2 sides"):
+        read_hands(path, model)
+    turns = np.tile(np.eye(3), (2, 16, 1, 1))
+    np.savez(path, rotations=turns, betas=np.zeros((2, 10)), translation=np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="3 numbers for each of 2 hands"):
+        read_hands(path, model)
+
+
 def test_the_command_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "x.npz", something=np.zeros(3))
     np.savez(tmp_path / "half.npz", global_orient=np.zeros((1, 3)), betas=np.zeros((1, 10)))

@@ -149,6 +149,14 @@ def test_mistakes_are_named(tmp_path):
             synthesize(tmp_path / "set", 1, 0, backgrounds=[tmp_path / "bare"], workers=workers)
     with pytest.raises(ValueError, match="positive"):
         synthesize(tmp_path, 0, 0)
+    with pytest.raises(ValueError, match="seed"):
+        synthesize(tmp_path, 1, -1)
+    for share in (-1.0, 7.0, float("nan")):
+        with pytest.raises(ValueError, match="a share"):
+            synthesize(tmp_path, 1, 0, second_hand=share)
+    with pytest.raises(ValueError, match="workers"):
+        synthesize(tmp_path, 1, 0, workers=0)
+    assert not list(tmp_path.glob("*_synthesis.json"))
 
 
 def test_training_hands_stand_before_no_picture_that_is_kept_to_measure_on(tmp_path):

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import os
 import signal
 
 import cv2
@@ -8,6 +10,7 @@ import pytest
 import torch
 from mano_imitation import write_mano_pickle
 from samples import HandList, posed_hand, write_freihand
+from torch.utils.data import DataLoader, Dataset
 
 from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT
@@ -22,7 +25,7 @@ from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers
 from handmesh.training.loop import Ema, Trainer, load_initial
-from handmesh.training.processes import agree, process_group
+from handmesh.training.processes import agree, leave_stopping, process_group
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
@@ -55,6 +58,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert read_checkpoint(tmp_path / "whole" / "last.pt")["seen"] == 24
     (tmp_path / "whole" / "ema.pt").unlink()
     assert trainer(tmp_path / "whole").run()  # as if it had been stopped before its last measurement
+    assert (tmp_path / "whole" / "synthetic.csv").read_text().count("\n") == 2
     for key, value in load_network(tmp_path / "whole" / "ema.pt").state_dict().items():
         assert value.equal(ema.state_dict()[key]), key
     drawn = cv2.imread(str(tmp_path / "whole" / "overlays" / "synthetic_000000024.jpg"))
@@ -285,6 +289,31 @@ def test_command_line_needs_data(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path)])
     assert "nothing to train on" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--synthetic", "set", "--distorted", "photos"])
+    assert "--distorted names folders of --photos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", math.inf), ("epochs", math.nan), ("seed", -1), ("learning_rate", math.inf), ("samples", -5)],
+)
+def test_numbers_that_are_none_are_named(field, value):
+    with pytest.raises(ValueError, match=field.replace("learning_", "")):
+        dataclasses.replace(TINY, **{field: value})
+
+
+class Signalled(Dataset):
+    """Samples whose loader process is asked to stop, as a whole process group is."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def test_loader_processes_outlive_the_signal_that_stops_a_run():
+    loader = DataLoader(Signalled(), None, sampler=range(3), num_workers=1, worker_init_fn=leave_stopping)
+    assert list(loader) == [0, 1, 2]
 
 
 @pytest.mark.slow

@@ -125,9 +125,13 @@ def test_images_are_shrunk_and_limited(tmp_path, rng):
     assert [image.shape for image in crops.images] == [(32, 48, 3)] * 3
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
+def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path, caplog):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.jpg"):
+    cv2.imwrite(str(tmp_path / "whole.png"), np.zeros((40, 40, 3), np.uint8))
+    crops = ImageCrops([tmp_path / "broken.jpg", tmp_path / "whole.png"], np.random.default_rng(0))
+    assert len(crops.images) == 1
+    assert "broken.jpg" in caplog.text
+    with pytest.raises(ValueError, match="none of 1 images"):
         ImageCrops([tmp_path / "broken.jpg"], np.random.default_rng(0))
 
 

@@ -64,6 +64,8 @@ def read_hands(path: Path, source: HandModelArrays) -> GivenHands:
     keypoints = _batched(arrays["joints"])
     vertices = _batched(arrays["vertices"]) if "vertices" in arrays else None
     left = np.zeros(len(keypoints), bool) if left is None else left
+    if len(left) != len(keypoints):
+        raise ValueError(f"{path}: {len(keypoints)} hands and {len(left)} sides do not belong together")
     keypoints = np.where(left[:, None, None], keypoints * _MIRROR, keypoints)
     if vertices is not None:
         vertices = np.where(left[:, None, None], vertices * _MIRROR, vertices)
@@ -139,6 +141,8 @@ def _posed(
     left = np.zeros(len(betas), bool) if left is None else left
     if not len(rotations) == len(betas) == len(left):
         raise ValueError(f"{len(rotations)} rotations, {len(betas)} betas and {len(left)} sides do not belong together")
+    if translation is not None and np.size(translation) != 3 * len(betas):
+        raise ValueError(f"translation must hold 3 numbers for each of {len(betas)} hands, got {np.shape(translation)}")
     as_right = np.where(left[:, None, None, None], mirror_rotations(rotations), rotations)
     with torch.no_grad():
         hand = HandModel(source, torch.float64)(torch.from_numpy(as_right), torch.from_numpy(betas))

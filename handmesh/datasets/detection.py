@@ -10,7 +10,6 @@ nobody labelled, so it is used neither with hands nor without.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.datasets.freihand import FreiHandDataset
-from handmesh.datasets.photos import PhotoDataset, side_is_known
+from handmesh.datasets.photos import PhotoDataset, read_labels, side_is_known
 from handmesh.datasets.sample import HandSample
 from handmesh.image_folders import image_files, is_held_out
 from handmesh.skeleton import KEYPOINTS
@@ -114,17 +113,10 @@ class Photo:
 def load_photos(folder: str | Path, max_side: int | None = None) -> list[Photo]:
     """The labelled photos of one set, by name; larger ones are shrunk to `max_side` pixels.
 
-    Raises FileNotFoundError without a labels.json, ValueError for a photo that cannot be read.
+    Raises FileNotFoundError without a labels.json, ValueError for a photo that cannot be read or labels that are none.
     """
-    folder = Path(folder)
-    labels = folder / "labels.json"
-    if not labels.is_file():
-        raise FileNotFoundError(f"{labels} is missing: a set of hand photos needs its labels")
-    entries = json.loads(labels.read_text())
-    return [
-        _shrunk(_read_image(folder / name), max_side, _parse_hands(entry["hands"]), str(folder / name))
-        for name, entry in sorted(entries.items())
-    ]
+    labelled = read_labels(Path(folder))
+    return [_shrunk(_read_image(path), max_side, _parse_hands(hands), str(path)) for path, hands in labelled]
 
 
 def load_plain(folders: Iterable[str | Path], held_out: bool, max_side: int | None = None) -> list[Photo]:

@@ -49,6 +49,10 @@ class FreiHandDataset:
         if meta.is_file():
             with np.load(meta) as arrays:
                 self.meta = {key: arrays[key] for key in arrays.files}
+            if any(len(column) < len(self.joints) for column in self.meta.values()):
+                raise ValueError(
+                    f"{meta} has fewer hands than the set: run `handmesh data synthesize` again, to its end"
+                )
             if mano is None:
                 self.rotations = self.meta["rotations"].astype(np.float64)
                 self.betas = self.meta["betas"].astype(np.float64)

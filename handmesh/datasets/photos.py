@@ -7,7 +7,6 @@ from the wrist in image axes, and `spread`, the labeller's disagreement with its
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 
 from handmesh.crop import CROP_SCALE
 from handmesh.datasets.cutout import hand_opacity
+from handmesh.datasets.freihand_files import read_json
 from handmesh.datasets.sample import HandSample
 from handmesh.records import Convention, Side
 
@@ -28,6 +28,7 @@ SURE_SPREAD, WRONG_SPREAD = 0.02, 0.05  # labels are trusted fully below the fir
 _REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
 _REGION_PX = 320
 _LABEL = ("side", "kp2d", "kp3d", "spread")
+_POINTS = {"kp2d": (21, 2), "kp3d": (21, 3)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ class PhotoDataset:
                 if image is None:
                     raise ValueError(f"cannot read image {path}")
                 stretched = folder.name in distorted
-                self.hands += [_cut_out(image, label, stretched=stretched, alone=count == 1) for label in labels]
+                try:
+                    self.hands += [_cut_out(image, label, stretched=stretched, alone=count == 1) for label in labels]
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from error
             _log.info("%s: %d hands", folder.name, len(self.hands) - before)
 
     def __len__(self) -> int:
@@ -101,20 +105,47 @@ def trusted_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]], int]]
     """Photos of a folder, in name order, that have labels whose spread is below WRONG_SPREAD: the photo, these labels,
     and how many hands are labelled there, trusted or not.
 
-    Raises FileNotFoundError for a folder without labels, ValueError for labels that lack something.
+    Raises what `read_labels` raises.
+    """
+    photos = []
+    for path, hands in read_labels(folder):
+        labels = [label for label in hands if label["spread"] < WRONG_SPREAD]
+        if labels:
+            photos.append((path, labels, len(hands)))
+    return photos
+
+
+def read_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
+    """A folder's labelled photos, in name order, each with all of its labelled hands.
+
+    Raises FileNotFoundError for a folder without labels, ValueError for labels that are not whole.
     """
     file = folder / "labels.json"
     if not file.is_file():
-        raise FileNotFoundError(f"no labels.json in {folder}")
-    photos = []
-    for name, entry in sorted(json.loads(file.read_text()).items()):
-        lacking = [key for label in entry["hands"] for key in _LABEL if key not in label]
-        if lacking:
-            raise ValueError(f"{file}: a hand of {name} lacks {lacking[0]}; `handmesh data label` makes whole labels")
-        labels = [label for label in entry["hands"] if label["spread"] < WRONG_SPREAD]
-        if labels:
-            photos.append((folder / name, labels, len(entry["hands"])))
-    return photos
+        raise FileNotFoundError(f"no labels.json in {folder}: a set of hand photos needs its labels")
+    entries = read_json(file)
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) and "hands" in e for e in entries.values()):
+        raise ValueError(f"{file} must name photos, each with its hands")
+    for name, entry in entries.items():
+        for label in entry["hands"]:
+            _check_label(label, f"{file}: a hand of {name}")
+    return [(folder / name, entry["hands"]) for name, entry in sorted(entries.items())]
+
+
+def _check_label(label: dict[str, Any], where: str) -> None:
+    """Raise ValueError that says what a label lacks, or what of it is no label."""
+    for key in (*_LABEL, *(["side_votes"] if "votes" in label else [])):
+        if key not in label:
+            raise ValueError(f"{where} lacks {key}; `handmesh data label` makes whole labels")
+    if label["side"] not in get_args(Side):
+        raise ValueError(f"{where} must be of side {' or '.join(get_args(Side))}, not {label['side']!r}")
+    for key, shape in {**_POINTS, "spread": ()}.items():
+        try:
+            numbers = np.asarray(label[key], np.float64)
+        except (TypeError, ValueError):
+            numbers = np.full(shape, np.nan)
+        if numbers.shape != shape or not np.isfinite(numbers).all():
+            raise ValueError(f"{where}: {key} must be {f'{shape} ' if shape else ''}finite numbers")
 
 
 def side_is_known(label: dict[str, Any]) -> bool:
@@ -138,6 +169,8 @@ def _cut_out(image: np.ndarray, label: dict, *, stretched: bool, alone: bool) ->
     corner = np.maximum(np.floor(centre - half), 0).astype(int)
     end = np.minimum(np.ceil(centre + half) + 1, [image.shape[1], image.shape[0]]).astype(int)
     region = image[corner[1] : end[1], corner[0] : end[0]]
+    if not region.size:
+        raise ValueError("a hand's keypoints lie outside the picture")
     points = points - corner
     shrink = min(1.0, _REGION_PX / max(region.shape[:2]))
     if shrink < 1:

@@ -130,6 +130,8 @@ def label_folder(
         raise ValueError(f"labels of {folder} would replace its own: give another --out")
     known = {path for path, _, _ in trusted_labels(folder)} if (folder / "labels.json").is_file() else set()
     photos = [path for path in image_files(folder) if path.parent == folder and path not in known]
+    if not photos and not known:
+        raise FileNotFoundError(f"no image lies in {folder} itself: folders within it are labelled each by itself")
     entries: dict[str, Any] = {}
     for path in watch(photos):
         photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)

@@ -62,6 +62,10 @@ class Job:
     def __post_init__(self) -> None:
         if self.count < 1 or self.skins < 1:
             raise ValueError(f"count and skins must be positive, got {self.count} and {self.skins}")
+        if self.seed < 0:
+            raise ValueError(f"a seed must not be negative, got {self.seed}")
+        if not 0 <= self.second_hand <= 1:
+            raise ValueError(f"second_hand is a share, from 0 to 1, got {self.second_hand}")
         if self.split not in ("training", "evaluation"):
             raise ValueError(f"split must be training or evaluation, got {self.split}")
 
@@ -119,6 +123,8 @@ def synthesize(
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
     or sources) or an environment map cannot be read, FileNotFoundError for a directory that is missing or has no photo.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     maps = sorted(p for d in environments for p in _existing(d).rglob("*.hdr"))
     photos = tuple(_existing(d).resolve() for d in backgrounds)
     pool = _skins_of(Path(root), split, count) if skins is None else skins
@@ -364,18 +370,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="handmesh data synthesize",
         description="Render synthetic hands in FreiHAND's layout. What is there already is kept.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("root", type=Path, help="directory that receives training/ or evaluation/ and the labels")
-    parser.add_argument("--count", type=int, default=60_000, help="number of images")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--split", choices=("training", "evaluation"), default="training")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument("--count", type=int, default=60_000, help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--split", choices=("training", "evaluation"), default="training", help="default: training")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos without hands")
     parser.add_argument("--environments", type=Path, nargs="*", default=[], help="directories of .hdr maps")
-    parser.add_argument("--skins", type=int, default=None, help="number of different people")
-    parser.add_argument("--second-hand", type=float, default=SECOND_HAND, help="share with the other hand")
-    parser.add_argument("--write-vertices", action="store_true", default=None, help="also write verts.json")
+    parser.add_argument("--skins", type=int, help="different people (default: one for 8 images, up to 360)")
+    parser.add_argument(
+        "--second-hand", type=float, default=SECOND_HAND, help="share with the other hand (default: %(default)s)"
+    )
+    parser.add_argument("--write-vertices", action="store_true", default=None, help="verts.json for training, too")
     parser.add_argument("--unseen-shapes", action="store_true", help="hands shaped as in no other set, to test on")
     options = vars(parser.parse_args(arguments))
     from tqdm import tqdm  # here, as --help needs no more than the core

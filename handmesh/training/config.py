@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from handmesh.datasets.augment import AugmentConfig
@@ -41,7 +42,14 @@ class TrainConfig:
         if self.batch_size < 1:
             raise ValueError(f"a batch must have at least one sample, not {self.batch_size}")
         if self.samples < self.batch_size or not 0 <= self.decay <= 1:
-            raise ValueError(f"need samples >= batch_size and 0 <= decay <= 1, got {self}")
+            raise ValueError(
+                "need samples >= batch_size and 0 <= decay <= 1, "
+                f"got {self.samples} samples, batches of {self.batch_size} and a decay of {self.decay}"
+            )
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be positive and finite, got {self.epochs}")
+        if self.seed < 0 or not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"need a seed of at least 0 and a positive rate, got {self.seed} and {self.learning_rate}")
         if not 0 <= self.negative_share < 1:
             raise ValueError(f"negative_share must lie in [0, 1), got {self.negative_share}")
 

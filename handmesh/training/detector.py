@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ from handmesh.datasets.detection import (
     plain_folders,
 )
 from handmesh.datasets.frame_composer import ComposerConfig, Pictures, compose
-from handmesh.mistakes import in_one_line
+from handmesh.mistakes import in_one_line, stop_asked
 from handmesh.model.deploy import read_graph, register_weights, stored_weights
 from handmesh.model.detector import DETECTOR_VERSION, STRIDE, DetectorNetwork, DetectorOutput, export_detector, turn
 from handmesh.model.regressor import read_checkpoint, save_checkpoint
 from handmesh.training.cpu_kernels import accelerate
 from handmesh.training.cpu_ops import reuse_freed_memory
-from handmesh.training.curves import append_row
-from handmesh.training.processes import agree, process_group, rank_and_world
+from handmesh.training.curves import append_row, drop_rows_after
+from handmesh.training.processes import agree, leave_stopping, process_group, rank_and_world
 from handmesh.training.warm_start import imagenet_weights
 
 logger = logging.getLogger(__name__)
@@ -217,8 +218,14 @@ class DetectorTrainer:
         if self.world > 1:
             self.model = DistributedDataParallel(self.model)
 
-    def run(self, minutes: float = float("inf"), workers: int = 1, save_every_s: float = 180) -> bool:
-        """Train until all samples are seen (True) or the time is up (False)."""
+    def run(
+        self,
+        minutes: float = float("inf"),
+        workers: int = 1,
+        save_every_s: float = 180,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until all samples are seen (True), or until the time is up or ``stopped`` says so (False)."""
         started = saved = marked = time.monotonic()
         sums: dict[str, float] = {}
         marked_step = self.step
@@ -232,11 +239,13 @@ class DetectorTrainer:
                 rate = count * self.config.batch_size / (now - marked)
                 self._record({"rate": rate, **{k: v / count for k, v in sums.items()}})
                 sums, marked, marked_step = {}, now, self.step
-            time_up, save = agree(self.step, CPU, now - started > minutes * 60, now - saved > save_every_s)
-            if save or time_up or self.step == self.stream.steps:
+            time_up, save, stop = agree(
+                self.step, CPU, now - started > minutes * 60, now - saved > save_every_s, stopped()
+            )
+            if save or time_up or stop or self.step == self.stream.steps:
                 self.save()
                 saved = now
-            if time_up:
+            if time_up or stop:
                 break
         return self.step >= self.stream.steps
 
@@ -265,7 +274,9 @@ class DetectorTrainer:
 
     def _batches(self, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         order = range(self.step, self.stream.steps)
-        yield from DataLoader(self.stream, batch_size=None, sampler=order, num_workers=workers)
+        yield from DataLoader(
+            self.stream, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=leave_stopping
+        )
 
     def _train_step(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
         rate = self.config.rate_at(self.step * self.config.batch_size)
@@ -302,6 +313,13 @@ class DetectorTrainer:
         self.averaged.n_averaged.copy_(stored["averaged_steps"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step = stored["step"]
+        if self.step > self.stream.steps:
+            raise ValueError(
+                f"{self.folder / 'last.pt'} has seen {self.step * self.config.batch_size} samples already, more than "
+                f"the {self.config.samples} of this run: ask for more, or start in another folder"
+            )
+        if self.rank == 0 and (self.folder / "log.csv").is_file():
+            drop_rows_after(self.folder / "log.csv", self.step * self.config.batch_size)
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -450,7 +468,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trainer.rank == 0:
             with written_whole(args.out / "config.txt") as temporary:
                 temporary.write_text(f"{asdict(config)}\n")
-        done = trainer.run(minutes=args.minutes, workers=args.workers)
+        with stop_asked(signal.SIGINT, signal.SIGTERM) as stopped:
+            done = trainer.run(minutes=args.minutes, workers=args.workers, stopped=stopped)
+            if stopped() and not done:
+                raise KeyboardInterrupt
         if trainer.rank == 0:
             logger.info("%s after %d samples", "done" if done else "stopped", trainer.step * config.batch_size)
             network = mean_network(start, trainer.best, args.start_share)

@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for `handmesh train --init`")
     parser.add_argument("--steps", type=int, default=8000)
     args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error("--steps must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     labels = FreiHandDataset(args.synthetic)
     if labels.rotations is None or labels.betas is None:

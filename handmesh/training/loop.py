@@ -33,7 +33,7 @@ from handmesh.training.curves import append_row, drop_rows_after
 from handmesh.training.distillation import Teachers, distillation_loss
 from handmesh.training.losses import training_loss
 from handmesh.training.pictures import draw_curves, draw_overlays
-from handmesh.training.processes import agree, rank_and_world
+from handmesh.training.processes import agree, leave_stopping, rank_and_world
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +147,10 @@ class Trainer:
         sums: dict[str, float] = {}
         mark, mark_step = started, self.step
         if self.step == self.steps:  # stopped, perhaps, between its last checkpoint and its last measurement
+            if self.rank == 0:
+                for path in self.folder.glob("*.csv"):
+                    if path.name != "log.csv":
+                        drop_rows_after(path, self.seen - 1)
             self._measure()
         for batch in self._batches():
             terms = self._train_step(batch)
@@ -196,7 +200,14 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.step, self.steps)
         pinned = self.device.type == "cuda"
-        loader = DataLoader(self.stream, None, sampler=steps, num_workers=self.workers, pin_memory=pinned)
+        loader = DataLoader(
+            self.stream,
+            None,
+            sampler=steps,
+            num_workers=self.workers,
+            pin_memory=pinned,
+            worker_init_fn=leave_stopping,
+        )
         for batch in loader:
             yield Batch(*(column.to(self.device, non_blocking=True) for column in batch))
 

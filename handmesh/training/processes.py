@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -52,3 +53,9 @@ def agree(step: int, device: torch.device, *wishes: bool) -> tuple[bool, ...]:
     flags = torch.tensor(wishes, dtype=torch.float32, device=device)
     dist.broadcast(flags, 0)
     return tuple(bool(flag) for flag in flags)
+
+
+def leave_stopping(_: int) -> None:
+    """For loader processes: whoever stops a run signals all its processes, and the first alone decides how it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -103,12 +103,16 @@ class ImageCrops:
     def __init__(self, paths: Sequence[Path], rng: np.random.Generator, short_side: int = 224, limit: int = 10_000):
         """Load at most `limit` of the images, shrunk to a shorter side of at most `short_side` pixels.
 
+        Files that are no images are left out, with a warning.
+
         Raises:
-            ValueError: an image cannot be read.
+            ValueError: none can be read.
         """
         if len(paths) > limit:
             paths = [paths[i] for i in rng.choice(len(paths), limit, replace=False)]
-        self.images = [_load(path, short_side) for path in paths]
+        self.images = [image for path in paths if (image := _load(path, short_side)) is not None]
+        if not self.images:
+            raise ValueError(f"none of {len(paths)} images can be read")
         self.rng = rng
 
     def batch(self, count: int, size: int) -> np.ndarray:
@@ -121,10 +125,11 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     return [path for folder in folders for path in image_files(folder)]
 
 
-def _load(path: Path, short_side: int) -> np.ndarray:
+def _load(path: Path, short_side: int) -> np.ndarray | None:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"cannot read image {path}")
+        logger.warning("%s cannot be read and is left out", path)
+        return None
     scale = short_side / min(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
