@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,16 @@ from handmesh.video import read_picture, write_picture
 DEMOS = Path(__file__).parent.parent / "demos"
 TOKEN = "correct-horse-battery"
 WAIT_MS = 60_000  # loaded computers take their time
+
+IS_DRAWN_ON = """() => {  // in the colours of right and left hands
+    const canvas = document.querySelector('canvas');
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const colours = [[0x5c, 0xa8, 0xff], [0xff, 0x9e, 0x5c]];
+    let drawn = 0;
+    for (let i = 0; i < data.length; i += 4)
+        drawn += colours.some(colour => colour.every((value, k) => Math.abs(value - data[i + k]) < 30));
+    return drawn > 1000;
+}"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -140,6 +151,14 @@ def test_meshes_of_the_camera_appear_and_their_files_open(page, tmp_path):
     assert document["format"] == "handmesh"
     assert len(document["hands"][0]["joints"]) == 21
 
+    files = []
+    page.on("request", lambda request: files.append(request) if "/v1/export" in request.url else None)
+    for _ in range(5):
+        page.keyboard.down("g")  # held: the first alone counts
+    page.keyboard.up("g")
+    page.wait_for_timeout(500)
+    assert len(files) == 1
+
     page.keyboard.press("r")
     page.wait_for_selector("#recording:text('s')")
     page.keyboard.press("r")
@@ -217,6 +236,7 @@ def test_a_recording_ends_with_its_source(page, tmp_path):
     assert times == sorted(times)
     assert page.get_attribute("#record", "aria-pressed") == "false"
     page.click("#stop")
+    assert page.text_content("#fps") == "\N{EN DASH}"
     assert page.is_disabled("#record")
     assert page.get_attribute("#picture", "aria-label") == "No picture yet"
 
@@ -230,6 +250,29 @@ def test_the_token_is_asked_for(browser, served):
     page.wait_for_selector("#status[data-state=open]", timeout=WAIT_MS)
     assert page.is_hidden("#token-form")
     page.context.close()
+
+
+def test_the_printed_address_is_understood_while_the_page_is_open(browser, served):
+    page = browser.new_context().new_page()
+    page.goto(served.url.split("#")[0])
+    page.wait_for_selector("#status[data-state=token]", timeout=WAIT_MS)
+    page.goto(served.url)
+    page.wait_for_selector("#status[data-state=open]", timeout=WAIT_MS)
+    assert "#" not in page.url
+    page.context.close()
+
+
+def test_hands_of_a_server_that_has_gone_quiet_go(page, served):
+    page.click("#start-camera")
+    wait_for_hands(page)
+    served.process.send_signal(signal.SIGSTOP)
+    try:
+        page.wait_for_selector("#hands li.none")
+        page.wait_for_timeout(500)
+        assert page.is_visible("#hands li.none")
+    finally:
+        served.process.send_signal(signal.SIGCONT)
+    wait_for_hands(page)
 
 
 def test_a_picture_a_video_and_the_servers_own_clip_show_hands(page, tmp_path):
@@ -275,6 +318,7 @@ def test_a_page_of_another_site_draws_hands(browser, tmp_path):
             page = browser.new_context(permissions=["camera"]).new_page()
             page.goto(f"{origin}/stream.html?server=ws://127.0.0.1:{server.port}")
             page.wait_for_selector("p:text('cm away')", timeout=WAIT_MS)
+            page.wait_for_function(IS_DRAWN_ON, timeout=WAIT_MS)
             page.context.close()
         site.shutdown()
 

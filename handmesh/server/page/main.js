@@ -97,8 +97,9 @@ function trouble(text = '', about = 'page') {
 // --- frames out
 
 async function onVideoFrame(image) {
-  if (!server.isOpen || performance.now() - answeredAt > SILENCE_MS) showPicture(image);
-  const began = performance.now();
+  const began = performance.now(), silent = began - answeredAt > SILENCE_MS;
+  if (silent && latest) clearHands();
+  if (!server.isOpen || silent) showPicture(image);
   if (pending.length && began - 1000 * pending[0].timeS > GIVEN_UP_MS) pending = [];
   if (!server.isOpen || pending.length >= IN_FLIGHT || server.backlog > BACKLOG_BYTES) return;
   const canvas = spare.pop() ?? document.createElement('canvas');
@@ -286,7 +287,7 @@ server.addEventListener('hello', ({ detail: { faces, bones, source } }) => {
   $('use-server').title = `The server’s own source, ${source}`;
 });
 
-server.addEventListener('hands', ({ detail }) => mode && onHands(detail));
+server.addEventListener('hands', ({ detail }) => mode && onHands(detail).catch(error => trouble(`${error.message}.`)));
 server.addEventListener('refused', ({ detail }) => {
   pending = [];
   trouble(`The server says: ${detail.message}.`, 'answer');
@@ -303,7 +304,7 @@ const keys = {
 
 addEventListener('keydown', event => {
   const typing = event.target.matches?.('input:not([type=checkbox]), select, textarea');
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(keys, event.key)) return;
+  if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(keys, event.key)) return;
   event.preventDefault();
   keys[event.key]();
 });

@@ -24,6 +24,7 @@ export class Pace {
 
   reset() {
     [this.#means, this.#last, this.#interval, this.#delay] = [{}, 0, 0, 0];
+    this.#show(0);
   }
 
   /** Note a frame: milliseconds by stage, and from camera to screen. */

@@ -34,7 +34,10 @@ export async function saveAs(server, messages, format, name) {
   } catch {
     throw new Error('The server that makes the files is not there. Try again when it is back.');
   }
-  if (!answer.ok) throw new Error(`The server could not make the file: ${(await answer.json()).detail}.`);
+  if (!answer.ok) {
+    const { detail } = await answer.json().catch(() => ({ detail: `status ${answer.status}` }));
+    throw new Error(`The server could not make the file: ${detail}.`);
+  }
   const link = document.createElement('a');
   link.href = URL.createObjectURL(await answer.blob());
   const suffix = /filename="[^"]*\.(\w+)"/.exec(answer.headers.get('Content-Disposition'))?.[1] ?? format;

@@ -137,6 +137,7 @@ export class HandViews {
     this.#overlayCamera.matrixAutoUpdate = false;
     this.#spaceCamera.layers.enable(1); // what only the space view shows
     this.#frustum.layers.set(1);
+    this.#frustum.frustumCulled = false; // its bounds were taken while it was empty
     this.#scene.add(this.#frustum);
     this.controls = new OrbitControls(this.#spaceCamera, spaceCanvas);
     Object.assign(this.controls, { minDistance: 0.08, maxDistance: 4, enablePan: true, zoomSpeed: 0.8 });

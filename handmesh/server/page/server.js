@@ -16,11 +16,8 @@ export class Server extends EventTarget {
 
   constructor() {
     super();
-    const given = new URLSearchParams(location.hash.slice(1)).get('token');
-    if (given) {
-      keepToken(given);
-      history.replaceState(null, '', location.pathname + location.search);
-    }
+    this.#takeToken();
+    addEventListener('hashchange', () => this.#takeToken() && this.connect(this.#route)); // pasted while the page is open
     addEventListener('online', () => this.#retry(0));
   }
 
@@ -32,6 +29,15 @@ export class Server extends EventTarget {
   setToken(token) {
     keepToken(token);
     this.connect(this.#route);
+  }
+
+  /** Keep the token that the address brings, if any, and take it out of there. */
+  #takeToken() {
+    const given = new URLSearchParams(location.hash.slice(1)).get('token');
+    if (!given) return false;
+    keepToken(given);
+    history.replaceState(null, '', location.pathname + location.search);
+    return true;
   }
 
   /** A request to the API, with the token. */
