@@ -181,7 +181,7 @@ def _parse_storage(text: str) -> Camera:
     if not root.isMap():
         raise ValueError("it cannot be read as OpenCV's FileStorage; is it YAML, XML or JSON?")
     lens = _node(root, ("distortion_model", "camera_model"))
-    if lens is not None and lens.isString() and lens.string() not in ("", *PINHOLE_LENSES, "pinhole"):
+    if lens is not None and lens.isString() and lens.string() not in ("", *PINHOLE_LENSES, "pinhole", "none"):
         raise ValueError(
             f"its lens is {lens.string()!r}, but only {', '.join(PINHOLE_LENSES)} are known: undistort the frames first"
         )

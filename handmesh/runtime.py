@@ -245,7 +245,7 @@ def _open_torch(path: Path, threads: int, device: str, hand_model: HandModelArra
     try:
         import torch
 
-        from handmesh.model.deploy import HAND_OUTPUTS, DeployedHand, load_torch_network
+        from handmesh.model.deploy import HAND_OUTPUTS, DeployedHand, description_of, load_torch_network, read_graph
     except ImportError as error:
         raise ModuleNotFoundError("runtime='torch' needs torch and timm: pip install 'handmesh[train]'") from error
     torch.set_num_threads(threads)
@@ -260,7 +260,8 @@ def _open_torch(path: Path, threads: int, device: str, hand_model: HandModelArra
             outputs = deployed(torch.from_numpy(inputs["crop"]).to(device))
         return {name: tensor.cpu().numpy() for name, tensor in zip(HAND_OUTPUTS, outputs, strict=True)}
 
-    return run, json.dumps({"kind": "hand", "input_size": network.config.input_size})
+    described = description_of(read_graph(path)) if path.suffix == ".onnx" else {}
+    return run, json.dumps({**described, "kind": "hand", "input_size": network.config.input_size})
 
 
 def _parse_description(path: Path, described: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import graphs
 import numpy as np
 import pytest
 from scipy.linalg import orthogonal_procrustes
+from scipy.spatial.transform import Rotation
 
 from handmesh.alignment import align_root, align_similarity, fit_similarity
 
@@ -51,16 +52,17 @@ def test_equals_the_plain_way(points):
         np.testing.assert_allclose(found[i], align_plainly(points[i], target[i]), atol=1e-12)
 
 
-def test_no_nearby_similarity_is_better(points):
+@pytest.mark.parametrize("mirror", [np.eye(3), M])
+def test_no_nearby_similarity_is_better(points, mirror):
     rng = np.random.default_rng(3)
-    source, target = points[0], points[0] + 0.3 * rng.normal(size=(21, 3))
+    source, target = points[0], points[0] @ mirror + 0.3 * rng.normal(size=(21, 3))
     best = fit_similarity(source, target)
     least = np.square(best.apply(source) - target).sum()
     for _ in range(200):
         w = 0.01 * rng.normal(size=3)
         nearby = type(best)(
             best.scale * (1 + 0.01 * rng.normal()),
-            np.linalg.qr(np.eye(3) + np.cross(np.eye(3), w))[0] @ best.rotation,
+            Rotation.from_rotvec(w).as_matrix() @ best.rotation,
             best.translation + 0.01 * rng.normal(size=3),
         )
         assert np.square(nearby.apply(source) - target).sum() >= least

@@ -16,6 +16,7 @@ from handmesh.datasets.augment import (
     make_beside,
     make_negative,
     make_target,
+    skin_gain,
 )
 from handmesh.datasets.sample import HandSample
 
@@ -69,6 +70,23 @@ def test_rotations_pose_the_target_joints():
     rotations, betas = torch.tensor(row.rotations).float()[None], torch.tensor(row.betas).float()[None]
     _, joints = wrist_relative_hand(HandModel(load_hand_model()), rotations, betas)
     np.testing.assert_allclose(joints[0].numpy(), row.joints, atol=1e-6)
+
+
+def test_crops_stray_in_shares_of_the_box():
+    """Hands of twice the size stray by twice the pixels, and so in the crop by the same."""
+    sample = posed_hand(3)
+    larger = dataclasses.replace(sample, joints_2d=2 * sample.joints_2d, image=sample.image.repeat(2, 0).repeat(2, 1))
+    shifted = dataclasses.replace(NO_AUGMENT, shift=0.1)
+    middles = [
+        [np.mean([row.min(0), row.max(0)], 0) for row in (target(s, shifted, k).joints_2d for k in range(40))]
+        for s in (sample, larger)
+    ]
+    np.testing.assert_allclose(middles[0], middles[1], atol=1e-6)
+    assert np.std(middles[0]) == pytest.approx(0.1 * 2 / CROP_SCALE, rel=0.25)
+    scaled = dataclasses.replace(NO_AUGMENT, scale_range=(0.5, 2.0))
+    extents = [np.ptp(target(sample, scaled, seed).joints_2d, axis=0).max() * CROP_SCALE / 2 for seed in range(40)]
+    assert 0.5 <= min(extents) < 0.6
+    assert 1.4 < max(extents) <= 2.0
 
 
 def test_a_crop_that_is_shrunk_shows_things_where_they_are():
@@ -158,6 +176,52 @@ def test_what_a_label_does_not_know_has_no_weight():
     row = target(dataclasses.replace(sample, stretched=True))
     assert (row.weight_2d, row.weight_projection) == (1, 0)
     assert target(dataclasses.replace(sample, side_known=False)).weight_right == 0
+
+
+def test_both_sides_count_the_same_however_seldom_the_left_one_is_shown():
+    sample, config, weights = posed_hand(1), dataclasses.replace(NO_AUGMENT, keep_left=0.2), {}
+    for seed in range(30):
+        row = target(sample, config, seed)
+        weights[row.right] = row.weight_right
+    assert weights == {1.0: pytest.approx(0.5 / 0.8), 0.0: pytest.approx(0.5 / 0.2)}
+
+
+def test_guessed_3d_labels_say_so():
+    row = target(dataclasses.replace(posed_hand(1), exact_depth=False, trust_3d=0.25))
+    assert (row.weight_3d, row.exact_depth) == (0.25, 0.0)
+    assert target(posed_hand(1)).exact_depth == 1.0
+
+
+def test_channels_and_light_change_by_as_much_as_is_published():
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    channels, light = (dataclasses.replace(NO_AUGMENT, **change) for change in ({"channel_gain": 0.4}, {"light": 1.0}))
+    gains, levels = (
+        np.array([degrade(grey, config, np.random.default_rng(seed))[0, 0] for seed in range(200)], float)
+        for config in (channels, light)
+    )
+    assert 59 <= gains.min() < 64
+    assert 136 < gains.max() <= 140
+    assert (gains.min(1) < gains.max(1) - 1).mean() > 0.9  # each for itself
+    assert (levels.min(1) == levels.max(1)).all()
+    assert levels.min() < 5  # 80 - 102, cut at black
+    assert 125 < levels.max() <= 145.5
+
+
+def test_what_hides_a_hand_takes_its_mask():
+    sample, config, hidden = posed_hand(2), dataclasses.replace(NO_AUGMENT, occluder=1.0), 0
+    plain = target(sample)
+    for seed in range(8):
+        row = target(sample, config, seed)
+        assert (row.crop != plain.crop).any()
+        np.testing.assert_array_equal(row.joints_2d, plain.joints_2d)
+        hidden += row.mask.sum() < plain.mask.sum()
+    assert hidden > 4
+
+
+def test_another_hand_takes_the_colours_of_this_one():
+    dark, light, points = np.full((8, 8, 3), 49, np.uint8), np.full((8, 8, 3), 99, np.uint8), np.full((21, 2), 4.0)
+    np.testing.assert_allclose(skin_gain(dark, points, light, points), 0.5)
+    np.testing.assert_allclose(skin_gain(light, points, dark, points), 2.0)
 
 
 def test_nothing_is_mirrored_into_a_plain_crop():

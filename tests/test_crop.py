@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 
@@ -86,6 +87,12 @@ def test_a_spot_is_seen_where_it_is(side, mirrored, turn):
     assert np.abs(crop.to_frame(normalised) - spot).max() < 0.02 * side / 32
 
 
+def test_a_crop_that_is_shrunk_less_than_twice_is_not_averaged_first():
+    frame = np.random.default_rng(3).integers(0, 256, (200, 300, 3), np.uint8)
+    crop = Crop((150.0, 100.0), 1.9 * 64, 64)
+    np.testing.assert_array_equal(crop.cut(frame), cv2.warpAffine(frame, crop.affine, (64, 64)))
+
+
 @pytest.mark.parametrize("turn", [0.0, 0.5])
 @pytest.mark.parametrize("side", [40.0, 130.0, 400.0])
 def test_mirrored_frame_gives_the_mirrored_crop(side, turn):
@@ -138,6 +145,11 @@ def test_one_pixel_frame_and_box():
 def test_crop_refuses(center, side):
     with pytest.raises(ValueError, match="crop"):
         Crop(center, side, 64)
+
+
+def test_a_crop_refuses_an_endless_turn():
+    with pytest.raises(ValueError, match="turn nan"):
+        Crop((0.0, 0.0), 5.0, 64, turn=math.nan)
 
 
 def test_view_rotation_is_the_smallest_proper_rotation_to_the_ray():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import cv2
@@ -171,6 +172,14 @@ def test_batches_depend_on_seed_rank_and_step_alone():
     for other in (stream()[1], stream(seed=2)[2], stream(rank=1)[2]):
         assert not other.crops.equal(first.crops)
     assert 0 < first.presence.mean() < 1
+
+
+def test_shares_are_of_all_crops_and_the_rest_has_no_hand():
+    right, unknown = posed_hand(0), dataclasses.replace(posed_hand(1), side_known=False)
+    mixture = Mixture([HandList([right]), HandList([unknown])], [0.5, 0.2])
+    rows = BatchStream(mixture, ImagePool([]), batch_size=200, size=64, augment=NO_AUGMENT, seed=0, rank=0, steps=1)[0]
+    assert rows.presence.mean() == pytest.approx(0.7, abs=0.08)
+    assert (rows.weight_right > 0).float().mean() == pytest.approx(0.5, abs=0.08)
 
 
 def test_mixture_refuses_shares_that_do_not_fit():

@@ -8,7 +8,7 @@ import graphs
 import numpy as np
 import pytest
 
-from handmesh.detector import THRESHOLD, HandDetector, Letterbox, suppress_overlaps
+from handmesh.detector import THRESHOLD, HandDetector, Letterbox, reaches_into_frame, suppress_overlaps
 from handmesh.records import box_iou
 from handmesh.runtime import Graph
 
@@ -112,6 +112,30 @@ def test_boxes_in_the_black_bars_beside_the_frame_are_dropped():
     scores[4, 0] = scores[4, 4] = 0.9
     found = outputs_detector(np.full((4, 8, 8), 3, np.float32), scores, right)(np.zeros((64, 32, 3), np.uint8))
     assert [detection.box.tolist() for detection in found] == [[16.5, 32.5, 22.5, 38.5]]
+
+
+def test_scores_and_sides_are_kept_within_their_ranges():
+    scores, right = np.zeros((8, 8), np.float32), np.full((8, 8), 0.45, np.float32)
+    boxes, frame = np.full((4, 8, 8), 3, np.float32), np.zeros((64, 64, 3), np.uint8)
+    assert outputs_detector(boxes, scores, right, threshold=0.0)(frame) == []
+    scores[4, 2] = 1.00001  # as rounding may have it
+    (found,) = outputs_detector(boxes, scores, right)(frame)
+    assert (found.score, found.side) == (1.0, "left")
+    assert outputs_detector(boxes, scores, right)(np.zeros((15, 64, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize("shape", [(20, 60, 3), (60, 20, 3)])
+def test_boxes_reach_into_a_frame_up_to_the_edge_of_its_last_pixels(shape):
+    frame, (height, width) = np.zeros(shape, np.uint8), shape[:2]
+    assert reaches_into_frame(np.array([width - 0.6, height - 0.6, width + 9, height + 9]), frame)
+    assert reaches_into_frame(np.array([-9, -9, -0.4, -0.4]), frame)
+    for outside in (
+        [width - 0.5, 0, width + 9, 9],
+        [0, height - 0.5, 9, height + 9],
+        [-9, 0, -0.5, 9],
+        [0, -9, 9, -0.5],
+    ):
+        assert not reaches_into_frame(np.array(outside), frame)
 
 
 def test_overlap_suppression_keeps_the_surest_and_the_distant():

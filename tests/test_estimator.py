@@ -265,6 +265,9 @@ def test_both_looks_have_a_say_in_the_side(estimator, frame, monkeypatch):
     said = iter([0.99, 0.01, 0.4])  # sure at once: the other side is not asked again
     (hand,) = estimator(frame)
     assert (hand.side, hand.side_score) == ("right", 0.4)
+    said = iter([0.6, 0.4, 0.1, 0.9])  # hardly sure at first: the second look may turn it
+    (hand,) = estimator(frame)
+    assert (hand.side, hand.side_score) == ("left", 0.9)
 
 
 def answer_as(estimator, monkeypatch, right: dict[int, float]) -> None:
@@ -295,6 +298,21 @@ def test_of_two_hands_that_look_alike_the_less_sure_one_is_taken_for_the_others_
     ):
         assert [hand.side for hand in estimator(frame, boxes=boxes, sides=sides)] == wanted
     assert [hand.side for hand in estimator(frame, boxes=[*boxes, BOX])] == ["right"] * 3
+
+
+def test_what_is_taken_for_a_hands_pair_is_run_in_the_crop_that_was_seen(estimator, frame, monkeypatch):
+    """Box and turn of the second look: the detector's box is rough, and upright hands are seen best."""
+    answer_as(estimator, monkeypatch, {1: 3.0, 2: 3.0, 4: 0.5})
+    asked, run = [], estimator._run
+    monkeypatch.setattr(estimator, "_run", lambda wanted: asked.append(wanted) or run(wanted))
+    estimator(frame)
+    first, second, (other,) = asked
+    (rough, closer) = (next(one for one in looks if one.box[0] > 300) for looks in (first, second))
+    assert other.side == "left"
+    assert other.turn is not None
+    assert other.turn == closer.turn
+    np.testing.assert_array_equal(other.box, closer.box)
+    assert not np.array_equal(other.box, rough.box)
 
 
 def test_pairs_are_of_each_frame_and_of_hands_that_are_there(estimator, frame, monkeypatch):
@@ -358,6 +376,19 @@ def test_a_networks_file_says_how_much_presence_makes_a_hand(make_estimator, mon
     monkeypatch.setitem(graphs.HAND_DESCRIPTION, "presence", 0.75)
     assert make_estimator(presence=0.5, presence_threshold=None).presence_threshold == 0.75
     assert make_estimator(presence=0.5, presence_threshold=0.0).presence_threshold == 0.0
+
+
+def test_a_networks_file_says_how_wide_its_crops_are(make_estimator, frame, monkeypatch):
+    points = {"joints_2d": graphs.KEYPOINT_OFFSETS}
+    (usual,) = make_estimator(**points)(frame, boxes=[BOX], sides=["right"])
+    monkeypatch.setitem(graphs.HAND_DESCRIPTION, "crop_scale", 2.4)
+    (wider,) = make_estimator(**points)(frame, boxes=[BOX], sides=["right"])
+    np.testing.assert_allclose(np.ptp(wider.joints_2d, axis=0), 1.5 * np.ptp(usual.joints_2d, axis=0), rtol=1e-4)
+
+
+def test_a_presence_that_is_rounded_beyond_one_is_one(make_estimator, frame):
+    (hand,) = make_estimator(presence=1.00001, right=1.00001)(frame, boxes=[BOX])
+    assert (hand.score, hand.side_score) == (1.0, 1.0)
 
 
 def test_empty_scene_and_no_boxes_give_an_empty_list(estimator, dim_frame):
@@ -520,6 +551,14 @@ def test_opening_from_own_files(stub_folder, stub_hand_model, frame, estimator, 
         np.testing.assert_allclose(hand.vertices, expected.vertices, atol=1e-6)
 
 
+def test_a_quantised_network_opens_with_a_plain_detector(stub_folder, stub_hand_model, tmp_path):
+    description = {**graphs.HAND_DESCRIPTION, "precision": "int8"}
+    hand = graphs.build_hand_graph(tmp_path / "hand.onnx", description=description)
+    files = {"detector": stub_folder / "detector.onnx", "pose_graph": stub_folder / "pose.onnx"}
+    opened = HandMeshEstimator.from_pretrained(hand, precision="int8", hand_model=stub_hand_model, **files)
+    assert opened.detector is not None
+
+
 def test_opening_without_a_detector_and_with_a_foreign_hand_model(stub_folder, frame):
     opened = HandMeshEstimator.from_pretrained(
         stub_folder / "hand.onnx", detector=None, pose_graph=stub_folder / "pose.onnx"
@@ -538,6 +577,14 @@ def test_a_default_camera_serves_frames_of_its_proportions(estimator, dim_frame)
     assert estimator(frame, camera=given)[0].camera is given
     with pytest.raises(ValueError, match=r"1280 x 1024.*640 x 400.*calibrate"):
         estimator(frame[:400])
+
+
+def test_a_default_camera_serves_frames_resized_to_whole_pixels(estimator):
+    """480 lines of a camera of 16 to 9 are 853.3 pixels long, which some programs round up."""
+    estimator.camera = Camera(900.0, 900.0, 639.5, 359.5, 1280, 720)
+    for width in (853, 854):
+        (hand,) = estimator(np.zeros((480, width, 3), np.uint8), boxes=[BOX])
+        assert hand.camera == estimator.camera.resized(width, 480)
 
 
 def test_boxes_in_fractions_and_turns_that_are_no_list_are_named(estimator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,23 @@ def test_scores_equal_the_official_definitions(name: str) -> None:
     assert expected.keys() <= found.keys()
     for key, value in expected.items():
         assert found[key] == (None if value is None else pytest.approx(value, abs=TOLERANCE)), key
+
+
+def test_rooted_vertices_are_moved_wrist_on_wrist() -> None:
+    """And not first vertex on first vertex, which is no joint."""
+    shift, beside = np.array([0.1, -0.2, 0.3]), TRUTH.vertices.copy()
+    beside[:, 0] += 0.05
+    found = score(Frames(TRUTH.joints + shift, beside + shift), TRUTH)
+    assert found["root_mpjpe_mm"] == pytest.approx(0, abs=1e-9)
+    assert found["root_mpvpe_mm"] == pytest.approx(1e3 * 0.05 * 3**0.5 / 778)
+
+
+@pytest.mark.parametrize("name", ["joints", "vertices"])
+def test_broken_labels_are_named_with_their_frames(name: str) -> None:
+    broken = getattr(TRUTH, name).copy()
+    broken[3, 4] = np.nan
+    with pytest.raises(ValueError, match=rf"labelled {name} are not finite in 1 frames, the first of them \[3\]"):
+        score(TRUTH, replace(TRUTH, **{name: broken}))
 
 
 def test_any_vertex_count_is_scored() -> None:

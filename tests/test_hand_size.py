@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import graphs
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from handmesh.assets import load_hand_model
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator, build_hand
-from handmesh.hand_size import FlatHand, HandShape, hand_length, is_flat, shape_of_length
+from handmesh.hand_size import MIN_VIEWS, FlatHand, HandShape, hand_length, is_flat, shape_of_length
 from handmesh.kinematics import RestHand
 from handmesh.records import Camera, HandMesh, PosedHand, Side
 from handmesh.skeleton import MANO_JOINTS
@@ -24,13 +25,23 @@ FPS = 30
 MILLIMETRE = 1e-3
 
 
-def hand(betas: np.ndarray, yaw_deg: float = 0.0, curl: float = 0.0, side: Side = "right", x: float = 0.0) -> HandMesh:
+FINGER_JOINTS = [name for name in MANO_JOINTS if name[:-1] in ("index", "middle", "ring", "little")]
+
+
+def hand(
+    betas: np.ndarray,
+    yaw_deg: float = 0.0,
+    curl: float = 0.0,
+    side: Side = "right",
+    x: float = 0.0,
+    curled: Sequence[str] = FINGER_JOINTS,
+) -> HandMesh:
     """A hand with its fingers up and its palm to the camera, turned about them, its fingers curled (rad a joint)."""
     rest = RestHand.from_model(MODEL, betas, "right")
     turns = np.tile(np.eye(3), (16, 1, 1))
     turns[0] = Rotation.from_euler("zy", [90, 90 + yaw_deg], degrees=True).as_matrix()
     for joint, name in enumerate(MANO_JOINTS):
-        if name[:-1] in ("index", "middle", "ring", "little"):
+        if name in curled:
             turns[joint] = Rotation.from_rotvec([0, 0, curl]).as_matrix()
     posed = PosedHand(turns, betas, rest.vertices, rest.turned(turns)[1], rest.faces)
     posed = posed.mirrored() if side == "left" else posed
@@ -77,6 +88,17 @@ def test_flat_hands_are_told_from_others(side):
     assert not is_flat(hand(betas, YAW, curl=0.9, side=side))
 
 
+@pytest.mark.parametrize("joint", ["index2", "middle1", "little3"])
+def test_one_bent_joint_makes_no_flat_hand(joint):
+    assert not is_flat(hand(np.zeros(10), YAW, curl=0.9, curled=[joint]))
+
+
+def test_a_hand_at_the_side_faces_the_camera_and_not_the_picture():
+    for x in (-0.6, 0.6):  # seen from 53 degrees off
+        assert not is_flat(hand(np.zeros(10), YAW, x=x))
+    assert any(is_flat(hand(np.zeros(10), YAW + turn, x=0.6)) for turn in (-53, 53))
+
+
 def watch(flat: FlatHand, hands: list[HandMesh | None], start: int = 0) -> list[float]:
     return [flat.watch(one, (start + k) / FPS) for k, one in enumerate(hands)]
 
@@ -96,6 +118,24 @@ def test_two_seconds_of_a_flat_hand_give_its_shape():
     measured = flat.shape(0.19)
     assert measured.measured
     assert hand_length(MODEL, measured.betas) == pytest.approx(0.19, abs=1e-5)
+
+
+def test_a_few_wild_views_do_not_move_the_shape():
+    flat, calm, wild = FlatHand(MODEL), hand(np.full(10, 0.5), YAW), hand(np.full(10, 3.0), YAW)
+    assert watch(flat, [wild if k % 5 == 0 else calm for k in range(62)])[-1] == 1.0
+    np.testing.assert_allclose(flat.shape().betas, 0.5, atol=1e-6)
+
+
+def test_a_slow_camera_takes_longer_to_see_enough_views():
+    flat, calm = FlatHand(MODEL), hand(np.zeros(10), YAW)
+    shares = [flat.watch(calm, 0.25 * k) for k in range(MIN_VIEWS)]
+    assert shares[8] == pytest.approx(9 / MIN_VIEWS)  # after two seconds
+    assert shares[-1] == 1.0
+    hasty = FlatHand(MODEL)
+    for k in range(9):
+        hasty.watch(calm, 0.25 * k)
+    with pytest.raises(ValueError, match="2 s"):
+        hasty.shape()
 
 
 def test_interruptions_start_the_clock_again_and_blinks_do_not():
@@ -123,7 +163,8 @@ def test_files_come_back(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="no hand's shape"):
         HandShape.load(tmp_path / "bad.json")
-    for wrong in ({"betas": [1e6] * 10}, {"betas": [float("nan")] * 10}, {"length_m": 185.0}, {"length_m": -0.1}):
+    beyond = [{"betas": [value] * 10} for value in (1e6, -1e6, float("nan"))]
+    for wrong in (*beyond, {"length_m": 185.0}, {"length_m": -0.1}):
         facts = {"betas": [0.0] * 10, "length_m": 0.18, "measured": True, **wrong}
         (tmp_path / "bad.json").write_text(json.dumps(facts))
         with pytest.raises(ValueError, match=r"bad\.json is no hand's shape \(.* must .*make one with `handmesh cal"):

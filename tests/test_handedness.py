@@ -73,6 +73,8 @@ def test_frames_that_are_not_trusted_say_nothing():
         belief.hear(heard(-4.0), 0.0)
         assert not belief.decide()
     assert belief.right == pytest.approx(1.0)
+    belief.hear(heard(3.0), 1.0)  # the second frame that counts
+    assert belief.right == pytest.approx(2.0)
 
 
 def test_both_sides_are_asked_until_sure_and_when_in_doubt():

@@ -56,6 +56,13 @@ def track(number: int, x: float, side: Side = "right", *, sure: float = 4.0, mis
 # ------------------------------------------------------------------------------------------------------ coming back
 
 
+def test_a_hand_that_shrank_is_as_unlike_the_lost_one_as_one_that_grew():
+    lost = track(0, 200, missed_s=0.1)
+    usual, smaller, larger = (lost.likeness(at(200, size=size), 0.0) for size in (SIZE, SIZE / 3, 3 * SIZE))
+    assert smaller == pytest.approx(larger)
+    assert smaller < usual - 0.5
+
+
 def recalled(found: View, *lost: Track) -> Track | None:
     recall([found], lost)
     return found.track
@@ -223,6 +230,15 @@ def test_a_hand_that_was_out_of_sight_for_long_does_not_go_on_as_it_went_before(
         one.see(at(210).joints_2d, 1.0)
     assert not gone.drift.any()
     assert blinked.drift[0] > 100.0
+
+
+def test_a_hand_that_rushed_at_the_camera_does_not_fly_through_it_out_of_sight():
+    gone = track(0, 200)
+    gone.shown, gone.velocity = HAND_MESH, np.array([0.0, 0.0, -30.0])
+    for _ in range(3):
+        gone.carry_on(HAND_MESH.camera, FRAME_S)
+        assert gone.hand.translation[2] > 0
+        assert np.isfinite(gone.hand.joints_2d).all()
 
 
 def test_the_score_of_a_hand_out_of_sight_never_rises():

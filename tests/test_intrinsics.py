@@ -105,6 +105,12 @@ mtx:
 """
 
 
+def test_a_lens_without_distortion_may_be_called_none(tmp_path):
+    text = KALIBR.replace("radtan", "none").replace("[-0.28, 0.11, 0.0011, -0.0007, -0.02]", "[]")
+    (tmp_path / "kalibr.yaml").write_text(text)
+    assert not any(load_camera(tmp_path / "kalibr.yaml").distortion)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -186,6 +192,7 @@ def test_colmaps_models_have_their_parameters_order_and_half_pixels(tmp_path, li
         ("a.yml", ROS.replace("612.5", "wide"), "camera_matrix must hold numbers"),
         ("a.yml", ROS.replace("image_width: 640", 'image_width: "640"'), "image_width must hold numbers"),
         ("a.yml", KALIBR.replace("_coeffs", "_of_mine"), "stands under distortion_of_mine.*distortion_coefficients"),
+        ("a.json", json.dumps({**FLAT, "dist": [0.1] * 12}), "distortion must be OpenCV's"),  # a thin prism's
         ("a.json", json.dumps({k: v for k, v in FLAT.items() if k[0] != "p"} | {"k4": 0.1}), "fisheye"),
         ("a.xml", XML.replace("<cols>3", "<cols>2"), "Camera_Matrix is no matrix"),
         ("cameras.txt", "# nothing\n", "names no camera"),

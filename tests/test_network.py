@@ -173,6 +173,25 @@ def test_meshes_are_compared_in_their_own_sizes_and_guessed_depths_count_for_les
 
 
 @torch.no_grad()
+def test_hands_are_compared_after_alignment_where_depth_or_mesh_is_known(batch):
+    network, weights = HandRegressor(NetworkConfig(input_size=64)).eval(), LossWeights()
+    head = network(batch.crops).head
+    vertices, joints = wrist_relative_hand(network.hand_model, batch.rotations, batch.betas)
+    known = batch._replace(weight_3d=torch.ones(8), joints=joints, exact_depth=torch.ones(8))
+
+    def aligned(vertices, joints, batch=known):
+        terms = training_loss(Prediction(head, vertices, joints), batch, network.hand_model, weights)[1]
+        return terms["aligned_joints"].item(), terms["aligned_vertices"].item()
+
+    turn = torch.tensor([[0.0, -1.3, 0.0], [1.3, 0.0, 0.0], [0.0, 0.0, 1.3]])
+    assert max(aligned(vertices @ turn, joints @ turn)) < 1e-4
+    flat = torch.tensor([1.0, 1.0, 0.0])
+    assert min(aligned(vertices * flat, joints * flat)) > 0.02
+    guessed = known._replace(exact_depth=torch.zeros(8), weight_parameters=torch.zeros(8))
+    assert aligned(vertices * flat, joints * flat, guessed) == (0.0, 0.0)
+
+
+@torch.no_grad()
 def test_who_says_what_the_crop_shows_has_the_least_loss(batch):
     network = HandRegressor(NetworkConfig(input_size=64)).eval()
     prediction = network(batch.crops)

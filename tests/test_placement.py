@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from handmesh.placement import MIN_DEPTH_M, project_joints, solve_translation
+from handmesh.placement import MAX_DEPTH_M, MIN_DEPTH_M, project_joints, solve_translation
 from handmesh.records import Camera
 
 CAMERA = Camera(600.0, 610.0, 310.0, 250.0, 640, 512)
@@ -71,6 +71,26 @@ def test_impossible_keypoints_still_stand_before_the_camera(kind, caplog):
     assert np.isfinite(translation).all()
     assert (joints[..., 2] + translation[:, None, 2] >= MIN_DEPTH_M - 1e-9).all()
     assert "placed by their size" in caplog.text
+
+
+@pytest.mark.parametrize("shrunk", [1e-3, 1e-8])
+def test_hands_whose_picture_is_nearly_a_point_stand_at_the_greatest_depth(shrunk):
+    joints = random_joints(np.random.default_rng(7)) * (1, 1, 1e-3)
+    pixels = CAMERA.project(joints + np.array([0.0, 0.0, 0.6]))
+    pixels = pixels.mean(1, keepdims=True) + shrunk * (pixels - pixels.mean(1, keepdims=True))
+    np.testing.assert_allclose(solve_translation(joints, pixels, CAMERA)[:, 2], MAX_DEPTH_M, rtol=0.01)
+
+
+def test_hands_placed_by_their_size_stand_where_they_are_seen():
+    """Upside down they fit no perspective; their middle and their extent in the picture still count."""
+    joints = random_joints(np.random.default_rng(8)) * (1, 1, 0.1)
+    translation = np.array([0.2, -0.1, 0.6])
+    pixels = CAMERA.project(joints + translation)
+    pixels = 2 * pixels.mean(1, keepdims=True) - pixels
+    found = solve_translation(joints, pixels, CAMERA)
+    np.testing.assert_allclose(found[:, 2], 0.6, rtol=0.03)
+    seen = CAMERA.project(joints + found[:, None])
+    np.testing.assert_allclose(seen.mean(1), pixels.mean(1), atol=2.0)
 
 
 def test_hands_that_do_not_fit_their_keypoints_keep_their_distance():

@@ -122,9 +122,9 @@ def test_camera_must_be_finite(name, value):
         replace(CAMERA, **{name: value})
 
 
-@pytest.mark.parametrize("change", [{"fx": 0.0}, {"width": 0}, {"height": 480.5}])
+@pytest.mark.parametrize("change", [{"fx": 0.0}, {"fy": -1.0}, {"width": 0}, {"height": 480.5}])
 def test_camera_must_make_sense(change):
-    with pytest.raises(ValueError, match=f"Camera.{next(iter(change))}"):
+    with pytest.raises(ValueError, match=f"Camera.*{next(iter(change))} .*must be"):
         replace(CAMERA, **change)
 
 
@@ -183,6 +183,16 @@ def test_mirror_commutes_with_turning():
     first, second = POSED.rotated(turn).mirrored(), POSED.mirrored().rotated(mirror_rotations(turn))
     for name in ("rotations", "vertices", "joints"):
         np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-6)
+
+
+def test_a_turned_hand_is_posed_in_the_new_axes():
+    """As the graph of the hand model poses a first rotation that is none itself: the turn comes after it."""
+    before, turn = (rotation.astype(float) for rotation in graphs.random_rotations(np.random.default_rng(6), 2))
+    posed = replace(POSED, rotations=np.concatenate([before[None], POSED.rotations[1:]]))
+    turned = posed.rotated(turn)
+    np.testing.assert_allclose(turned.rotations[0], turn @ before, atol=1e-12)
+    np.testing.assert_array_equal(turned.rotations[1:], POSED.rotations[1:])
+    np.testing.assert_allclose(turned.joints, [turn @ joint for joint in POSED.joints], atol=1e-6)
 
 
 def test_mirrored_surface_keeps_its_volume_and_its_normals_outside():
@@ -255,6 +265,11 @@ def test_trimesh_stands_in_the_camera(hand):
     np.testing.assert_allclose(mesh.vertices, graphs.VERTICES + np.float32([0.1, 0.0, 0.5]), atol=1e-7)
     np.testing.assert_array_equal(mesh.faces, graphs.FACES)
     assert mesh.is_watertight
+
+
+def test_trimesh_keeps_every_vertex_in_its_place(hand):
+    twice = replace(hand, vertices=np.concatenate([hand.vertices, hand.vertices]))
+    assert len(twice.to_trimesh().vertices) == 2 * len(hand.vertices)
 
 
 def test_sides_are_each_others_other():

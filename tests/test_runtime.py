@@ -113,6 +113,36 @@ def test_settings_out_of_range_are_refused(stub_folder, settings, words):
         load_graph(stub_folder / "hand.onnx", "hand", **settings)
 
 
+def test_openvino_is_told_precision_and_threads(stub_folder, monkeypatch):
+    """By itself it computes in half precision on processors that can."""
+    openvino = pytest.importorskip("openvino")
+    compile_model, told = openvino.Core.compile_model, []
+
+    def watched(core, model, device, settings):
+        told.append((settings["INFERENCE_PRECISION_HINT"], settings["INFERENCE_NUM_THREADS"]))
+        return compile_model(core, model, device)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", watched)
+    for precision in (None, "f32", "bf16"):
+        load_graph(stub_folder / "hand.onnx", "hand", runtime="openvino", precision=precision, threads=2)
+    assert told == [("f32", 2), ("f32", 2), ("bf16", 2)]
+
+
+def test_onnxruntime_is_told_the_threads(stub_folder, monkeypatch):
+    import onnxruntime
+
+    session, told = onnxruntime.InferenceSession, []
+
+    def watched(path, options, **settings):
+        told.append(options.intra_op_num_threads)
+        return session(path, options, **settings)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    for threads in (1, 3, None):
+        load_graph(stub_folder / "hand.onnx", "hand", threads=threads)
+    assert told == [1, 3, default_threads()]
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 def test_a_device_that_does_not_start_is_an_error_and_not_the_processor(stub_folder, monkeypatch):
     """onnxruntime lists CUDA where its libraries are missing, and then computes elsewhere."""
@@ -138,6 +168,10 @@ def test_int8_twins_serve_the_processor_unless_another_precision_is_wanted(tmp_p
     assert opened("a") == opened("a", precision="int8") == opened("a_int8") == "a_int8"
     assert opened("a", precision="f32") == opened("a", runtime="openvino") == "a"
     assert opened("a", runtime="openvino", precision="int8") == "a_int8"
+    with monkeypatch.context() as elsewhere:  # no GPU computes faster in int8
+        elsewhere.setattr("handmesh.runtime._open_onnxruntime", lambda path, *_: (None, json.dumps(entries[path.stem])))
+        assert opened("a", device="cuda") == "a"
+        assert opened("a", device="cuda", precision="int8") == "a_int8"
     assert opened("b") == "b"
     with pytest.raises(ValueError, match="'b' have no int8 twin"):
         opened("b", precision="int8")
@@ -201,6 +235,14 @@ def test_torch_runtime_answers_like_the_network_itself(stub_folder, tmp_path):
         np.testing.assert_allclose(answer[name], values.numpy(), atol=RUNTIME_TOLERANCE)
     with pytest.raises(ValueError, match=r"hand\.onnx"):
         load_graph(stub_folder / "hand.onnx", "hand", runtime="torch")
+
+
+@pytest.mark.slow
+def test_torch_asks_for_as_much_presence_as_the_file_says():
+    pytest.importorskip("torch", reason="runtime='torch' needs the train extra")
+    plain, own = load_graph("fast", "hand", precision="f32"), load_graph("fast", "hand", runtime="torch")
+    assert own.metadata == plain.metadata
+    assert "presence" in own.metadata
 
 
 def test_devices_are_known_in_capitals_and_compute_in_the_same_precision(stub_folder, crops):

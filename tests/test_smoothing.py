@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handmesh.smoothing import OneEuro, RotationFilter, Smoothing, VectorFilter, rotmat_to_rotvec, rotvec_to_rotmat
+from handmesh.smoothing import (
+    OneEuro,
+    RotationFilter,
+    SettlingMean,
+    Smoothing,
+    VectorFilter,
+    rotmat_to_rotvec,
+    rotvec_to_rotmat,
+)
 
 CONFIG = OneEuro(min_cutoff_hz=1.2, beta=0.4)
 ANGLES = [0.0, 1e-12, 1e-7, 1e-3, 1.0, 3.0, math.pi - 1e-6, math.pi - 1e-10, math.pi]
@@ -119,6 +127,14 @@ def test_inputs_and_outputs_are_not_shared():
     out += 5.0
     np.testing.assert_allclose(smooth(np.ones(3), 0.1), 1.0)
     np.testing.assert_array_equal(values, 1.0)
+
+
+def test_what_has_no_weight_stands_until_something_has():
+    settle = SettlingMean()
+    np.testing.assert_array_equal(settle([3.0], 0.0), [3.0])
+    np.testing.assert_array_equal(settle([1.0], 1.0), [1.0])
+    np.testing.assert_array_equal(settle([9.0], 0.0), [1.0])
+    np.testing.assert_array_equal(settle([5.0], 3.0), [4.0])
 
 
 @pytest.mark.parametrize("kind", [VectorFilter, RotationFilter])

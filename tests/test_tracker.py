@@ -12,7 +12,7 @@ from hands import sighting
 from scipy.spatial.transform import Rotation
 
 from handmesh.crop import turn_upright
-from handmesh.records import Camera, Detection, HandMesh
+from handmesh.records import Camera, Detection, HandMesh, box_of_keypoints, mirror_rotations
 from handmesh.smoothing import OneEuro, Smoothing
 from handmesh.tracker import STARTS, HandTracker, track_together
 
@@ -219,11 +219,28 @@ def test_short_losses_are_bridged_along_the_path(make_video):
         assert hand.track_id == 0
         assert hand.score < 0.5
         xs.append(center(hand)[0])
+        np.testing.assert_allclose(hand.box, box_of_keypoints(hand.joints_2d), atol=1e-3)
     assert xs == sorted(xs)
     assert xs[0] > 200 + 8 * 13
     (hand,) = video.show((200 + 8 * 17, 200, 130, "right"))
     assert hand.track_id == 0
     assert hand.score > 0.9
+
+
+def test_a_bridged_hand_is_seen_by_the_camera_of_its_frame(estimator, dim_frame):
+    tracker, cameras = HandTracker(estimator, 1), [Camera(f, f, 319.5, 255.5, 640, 512) for f in (600.0, 660.0)]
+    tracker(graphs.draw_hand(dim_frame, RIGHT[:2], RIGHT[2]), 0.0, cameras[0])
+    (hand,) = tracker(dim_frame, 0.03, cameras[1])
+    assert hand.camera == cameras[1]
+    np.testing.assert_allclose(hand.joints_2d, cameras[1].project(hand.joints + hand.translation), atol=1e-3)
+
+
+def test_who_asks_for_less_presence_keeps_the_hands_that_have_it(make_estimator, dim_frame):
+    video = Video(HandTracker(make_estimator(presence=0.4, presence_threshold=0.3), 1), dim_frame)
+    for _ in range(8):
+        (hand,) = video.show(RIGHT)
+        assert (hand.track_id, hand.score) == (0, pytest.approx(0.4))
+    assert video.detections == 1
 
 
 def test_a_hand_that_comes_back_keeps_its_number_for_a_while(make_video):
@@ -563,6 +580,20 @@ def test_a_hand_that_stays_at_the_edge_waits_no_longer_than_it_should(scripted, 
     assert counts.index(2, 20) in range(20 + 9, 20 + 16)
 
 
+def test_a_whole_hand_at_the_right_of_a_wide_picture_does_not_wait(scripted, dim_frame):
+    whole, tracker = np.array([505.0, 150, 635, 280]), HandTracker(scripted, smoothing=None)
+    see_only(scripted, (A, -3.0), (B, 3.0))
+    scripted.found = [Detection(A, "left", 0.9), Detection(B, "right", 0.9)]
+    counts = [len(tracker(dim_frame, k / FPS)) for k in range(10)]
+    see_only(scripted)
+    scripted.found = []
+    counts += [len(tracker(dim_frame, k / FPS)) for k in range(10, 20)]
+    see_only(scripted, (whole, 3.0))
+    scripted.found = [Detection(whole, "right", 0.9)]
+    assert (counts[9], counts[19]) == (2, 0)
+    assert [hand.side for hand in tracker(dim_frame, 20 / FPS)] == ["right"]
+
+
 def test_detection_on_a_tracked_hand_starts_no_twin(make_video):
     video = make_video(detect_every=1)
     for k in range(10):
@@ -767,6 +798,49 @@ def test_filters_begin_afresh_after_a_while_without_them(make_video):
     video.tracker.smoothing = strong
     (hand,) = video.show((245, 200, 130, "right"))
     np.testing.assert_allclose(center(hand), center(raw), atol=1.0)
+
+
+def test_a_hand_that_comes_back_elsewhere_is_not_drawn_towards_where_it_was(make_video):
+    video = make_video(max_hands=1, smoothing=Smoothing(translation=OneEuro(0.05, 0.0)))
+    for _ in range(10):
+        video.show((200, 200, 130, "right"))
+    for _ in range(8):
+        hands = video.show()
+    assert hands == []
+    (hand,) = video.show((330, 200, 130, "right"))
+    assert hand.track_id == 0
+    assert center(hand)[0] == pytest.approx(330, abs=2.0)
+
+
+def test_a_hand_of_the_other_side_after_all_is_not_blended_with_the_old_one(make_video):
+    video = make_video(max_hands=1, flip_after=5)
+    for _ in range(10):
+        video.show(RIGHT)
+    shown = (video.show((*RIGHT[:3], "left"))[0] for _ in range(12))
+    changed = next(hand for hand in shown if hand.side == "left")
+    pose = Rotation.from_rotvec(changed.hand_pose).as_matrix()
+    np.testing.assert_allclose(pose, mirror_rotations(graphs.ROTATIONS[1:]), atol=1e-3)
+
+
+@pytest.mark.parametrize(("score", "trusted"), [(0.5, 1.0), (0.9, 0.0)])
+def test_views_that_hardly_show_the_hand_hardly_tell_its_shape(make_video, monkeypatch, score, trusted):
+    video = make_video(max_hands=1)
+    estimator, said = video.tracker._estimator, {"score": 0.9, "betas": np.zeros(10)}
+    see, how_far = estimator.sightings, [1.0]
+
+    def told(*asked):
+        (seen,) = see(*asked)
+        return [[replace(s, score=said["score"], posed=replace(s.posed, betas=said["betas"])) for s in seen]]
+
+    monkeypatch.setattr(estimator, "sightings", told)
+    monkeypatch.setattr("handmesh.tracker.trust", lambda *_: how_far[0])
+    for _ in range(4):
+        video.show(RIGHT)
+    said["score"], said["betas"], how_far[0] = score, np.ones(10), trusted
+    for _ in range(4):
+        (hand,) = video.show(RIGHT)
+    sure, doubtful = 0.9 * 1.05, score * (0.05 + trusted)
+    np.testing.assert_allclose(hand.betas, doubtful / (sure + doubtful), atol=1e-6)
 
 
 def test_one_frame_has_one_shape_while_another_thread_takes_it_back(make_video, monkeypatch):

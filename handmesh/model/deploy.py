@@ -325,14 +325,18 @@ def folded_average(paths: Sequence[Path], hand_model: HandModelArrays | None = N
     return mean
 
 
+def description_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """What an exported graph says about itself, or nothing. Raises ValueError where that is no JSON."""
+    return json.loads({entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}"))
+
+
 def network_from_onnx(
     path: Path, hand_model: HandModelArrays | None = None, *, of_any_hand: bool = False
 ) -> HandRegressor:
     """`load_torch_network` of an exported graph. `of_any_hand`: also of one for another hand model, to learn on."""
     model = read_graph(path)
-    described = {entry.key: entry.value for entry in model.metadata_props}.get("handmesh", "{}")
     try:
-        meta = json.loads(described)
+        meta = description_of(model)
         config = NetworkConfig(
             variant=meta["variant"],
             head=meta["head"],
