@@ -14,7 +14,7 @@ from pathlib import Path
 
 from handmesh.evaluation.camera_space import measure_camera_space
 from handmesh.evaluation.remember import remembering_estimator
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         "the longer side; one_length: the network's median shape of a clip made as long as the true hand; root: the "
         "middle finger's first joint; absolute errors"
     )
-    write_result(args.out, {"weights": args.weights, "protocol": protocol, **result})
+    write_result(args.out, {**network_facts(estimator.network), "protocol": protocol, **result})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from handmesh import HandMeshEstimator, HandTracker
 from handmesh.evaluation.photos import measure_clip
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 
 
@@ -23,13 +23,15 @@ def main() -> None:
     parser.add_argument("--max-hands", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="result file, .json")
     args = parser.parse_args()
-    tracker = HandTracker(HandMeshEstimator.from_pretrained(args.weights), max_hands=args.max_hands)
+    estimator = HandMeshEstimator.from_pretrained(args.weights)
+    tracker = HandTracker(estimator, max_hands=args.max_hands)
     result = measure_clip(tracker, args.video, args.labels, every=args.every)
     print(" ".join(f"{key}={value:.4g}" for key, value in result.items()))
     protocol = (
         "tracked with the tracker's defaults, no intrinsics; measures as in photos_test.json, 2d of the tracked mesh"
     )
-    write_result(args.out, {"clip": args.video.name, "weights": args.weights, "protocol": protocol, **result})
+    facts = {"clip": args.video.name, **network_facts(estimator.network), "protocol": protocol}
+    write_result(args.out, {**facts, **result})
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from handmesh.evaluation.freihand_predict import (
     predict,
 )
 from handmesh.evaluation.freihand_score import TABLE_HEAD, Scores, read_truth, score, score_files, summary, table_row
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 from handmesh.runtime import Precision, Runtime
 
@@ -129,8 +129,7 @@ def _method(options: argparse.Namespace, files: FreiHandSplit) -> tuple[Hands, d
     name = options.name or estimator.network.path.stem
     run = {
         "method": ", ".join([name, *modes]),
-        "weights": estimator.network.path.name,
-        "weights_sha256": hashlib.sha256(estimator.network.path.read_bytes()).hexdigest(),
+        **network_facts(estimator.network),
         "runtime": options.runtime,
         "precision": options.precision or "as exported",
         "boxes": options.boxes,

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from handmesh import HandMeshEstimator
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.tracking import NEAR, SEEN, measure_identity
 from handmesh.mistakes import in_one_line
 
@@ -36,7 +36,8 @@ def main() -> None:
         "id_switches: a true hand has another number than before, also after an absence; side_flips: another side "
         "than before; wrong_sides: frames with the wrong side"
     )
-    write_result(args.out, {"weights": args.weights, "detector": args.detector, "protocol": protocol, **result})
+    facts = {**network_facts(estimator.network), "detector": args.detector, "protocol": protocol}
+    write_result(args.out, {**facts, **result})
 
 
 if __name__ == "__main__":

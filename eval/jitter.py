@@ -19,7 +19,7 @@ import numpy as np
 
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.jitter import MOVING, STILL, WINDOW, compare
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 from handmesh.video import VideoFileSource, open_source
 
@@ -35,12 +35,17 @@ def main() -> None:
     parser.add_argument("--mediapipe-python", type=Path, help="a Python with mediapipe 0.10.21")
     parser.add_argument("--out", type=Path, required=True, help="result file, .json")
     args = parser.parse_args()
+    if args.max_frames is not None and args.max_frames < 1:
+        parser.error("--max-frames must be at least 1")
     estimator = HandMeshEstimator.from_pretrained(args.weights, threads=args.threads)
     videos = [one for path in args.videos for one in (sorted(path.glob("*.mp4")) if path.is_dir() else [path])]
+    if not videos:
+        raise ValueError(f"there is no .mp4 in {', '.join(map(str, args.videos))}")
     result: dict[str, Any] = {}
     for video in videos:
         with open_source(video) as source:
-            assert isinstance(source, VideoFileSource)
+            if not isinstance(source, VideoFileSource):
+                raise ValueError(f"{video} is no video file")
             clip, fps = list(source)[: args.max_frames], source.fps
         peer = None if args.mediapipe_python is None else mediapipe(args.mediapipe_python, video, len(clip))
         facts = result[video.name] = compare(estimator, clip, fps, peer)
@@ -53,7 +58,7 @@ def main() -> None:
         f"camera (60 degrees of view assumed); still and moving: keypoints go less than {STILL} and more than {MOVING} "
         f"sizes of the hand a frame over {2 * WINDOW + 1} frames; lag against the same method's unsmoothed hands"
     )
-    write_result(args.out, {"weights": args.weights, "protocol": protocol, "clips": result})
+    write_result(args.out, {**network_facts(estimator.network), "protocol": protocol, "clips": result})
 
 
 def mediapipe(python: Path, video: Path, frames: int) -> Callable[[bool], list[list[Any]]]:

@@ -15,7 +15,7 @@ from handmesh import HandMeshEstimator
 from handmesh.datasets.freihand import FreiHandDataset
 from handmesh.evaluation.label_convention import as_theirs, errors_2d, fit_offsets, match_hands
 from handmesh.evaluation.metrics import keypoint_error, pa_error_mm
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 from handmesh.model.conventions import PALM_MM
 from handmesh.records import box_of_keypoints
@@ -47,7 +47,7 @@ def main() -> None:
     moved, world = np.stack([as_theirs(hand, everywhere) for hand in hands]), np.stack([hand.world for hand in hands])
     facts = {
         "set": args.root.name,
-        "weights": args.weights,
+        **network_facts(estimator.network),
         "protocol": "hands on which MediaPipe 0.10.21 (single frames) finds one; 2d: mean distance of 21 points as a "
         "share of the hand's box, after_offsets: of the half that they were not fitted on; ours: true boxes and sides",
         "hands": len(hands),

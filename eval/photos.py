@@ -11,7 +11,7 @@ from pathlib import Path
 
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.photos import count_on_none, measure_photos
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         "the spots that the labels name on our hand (MediaPipe's, label_convention.json); _raw: of our own keypoints; "
         "hand_free: single pictures without hands that training keeps out"
     )
-    write_result(args.out, {"split": args.split, "weights": args.weights, "protocol": protocol, **result})
+    write_result(args.out, {"split": args.split, **network_facts(estimator.network), "protocol": protocol, **result})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from handmesh.evaluation.refinement import measure_refinement, photographed_hands, rendered_hands
 from handmesh.evaluation.remember import remembering_estimator
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.mistakes import in_one_line
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         "labels, all of the spots that these name on our hand (label_convention.json); "
         "cost_ms: median of what an estimate takes longer with the network's answer at hand"
     )
-    write_result(args.out, {"weights": args.weights, "protocol": protocol, "sets": result})
+    write_result(args.out, {**network_facts(estimator.network), "protocol": protocol, "sets": result})
 
 
 if __name__ == "__main__":

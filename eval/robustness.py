@@ -17,7 +17,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from handmesh import HandMeshEstimator
-from handmesh.assets import weights_path
 from handmesh.atomic import written_whole
 from handmesh.evaluation.report import write_result
 from handmesh.evaluation.robustness import (
@@ -71,7 +70,7 @@ def main() -> None:
         make_crops(hands, folder, workers=args.workers, progress=lambda done, _: bar.update(done - bar.n))
     facts = {
         "weights": Path(args.weights).name,
-        "sha256": hashlib.sha256(weights_path(args.weights).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(graph.path.read_bytes()).hexdigest(),
         "crop_px": size,
         "hands": len(hands.rows),
         "errors": measure_conditions(graph, hands, folder),

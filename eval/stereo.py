@@ -19,7 +19,7 @@ import numpy as np
 
 from handmesh import HandMeshEstimator
 from handmesh.evaluation.jitter import series_of_hands, track_clip
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.stereo import (
     HAND_SIZE_MM,
     SAME_HAND_PX,
@@ -79,10 +79,8 @@ def main() -> None:
         "wrist to the middle knuckle; ours in the labels' boxes, sides not given, MediaPipe's spots on our hands "
         "(label_convention.json; raw: our own joints); labeller: MediaPipe's 3D of one view"
     )
-    write_result(
-        args.out,
-        {"weights": args.weights, "videos": [video.name for video in args.videos], "protocol": protocol, **result},
-    )
+    facts = {**network_facts(estimator.network), "videos": [video.name for video in args.videos], "protocol": protocol}
+    write_result(args.out, {**facts, **result})
 
 
 def read_labels(files: list[Path], frames: int) -> tuple[np.ndarray, tuple, tuple]:

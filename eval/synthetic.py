@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from handmesh import HandMeshEstimator
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.synthetic import measure_rendered
 from handmesh.mistakes import in_one_line
 
@@ -37,7 +37,7 @@ def main() -> None:
     for fact, rows in result.items():
         for group, row in rows.items() if fact not in ("all", "pose_class") else ():
             print(f"{fact} {group}", _line(row))
-    facts = {"set": args.root.name, "split": args.split, "weights": args.weights}
+    facts = {"set": args.root.name, "split": args.split, **network_facts(estimator.network)}
     write_result(args.out, {**facts, "protocol": "single frames; true boxes, sides and cameras given", **result})
 
 

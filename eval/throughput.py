@@ -40,10 +40,12 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--frames", type=int, default=60, help="of each video")
     parser.add_argument("--workers", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (%(default)s)")
     parser.add_argument("--ray", action="store_true", help="time a Ray cluster on this machine too")
     parser.add_argument("--out", type=Path, required=True, help="result file, .json")
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
     load_before = os.getloadavg()[0]
     work = {name: getattr(args, name) for name in ("pictures", "videos", "frames", "workers", "rounds")}
     with tempfile.TemporaryDirectory() as name:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 
@@ -155,3 +156,26 @@ def test_a_repository_that_only_surrounds_this_code_is_not_named(tmp_path, monke
     monkeypatch.setattr(report, "__file__", str(package / "report.py"))
     assert report.git("diff", "HEAD") == ""
     assert stamp()["commit"] is None
+
+
+def test_folders_that_could_not_be_told_apart_or_have_no_labels_are_refused(estimator, tmp_path):
+    frame, found = hands_of(estimator)
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        write_folder(tmp_path / parent / "set", [frame], found)
+    with pytest.raises(ValueError, match="names of their own"):
+        measure_photos(estimator, [tmp_path / "a" / "set", tmp_path / "b" / "set"])
+    (tmp_path / "a" / "set" / "labels.json").write_text("{}")
+    with pytest.raises(ValueError, match="no trusted labels"):
+        measure_photos(estimator, [tmp_path / "a" / "set"])
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        measure_clip(HandTracker(estimator), tmp_path / "clip.mp4", tmp_path / "b" / "set", every=0)
+
+
+def test_results_name_the_network_that_ran_and_hold_nothing_that_is_no_number(estimator, tmp_path):
+    facts = report.network_facts(estimator.network)
+    assert facts["weights"] == estimator.network.path.name
+    assert facts["weights_sha256"] == hashlib.sha256(estimator.network.path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_result(tmp_path / "a.json", {"median": float("nan")})
+    assert not list(tmp_path.iterdir())

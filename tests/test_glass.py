@@ -42,3 +42,10 @@ def test_a_short_soak_reports_memory_and_age(estimator, tmp_path):
     assert len(found["tenths"]) == 10
     assert found["peak_memory_mb"] > 20
     assert abs(found["memory_growth_mb"]) < found["peak_memory_mb"]
+
+
+def test_sessions_that_are_too_short_to_measure_are_refused(estimator, tmp_path):
+    with pytest.raises(ValueError, match="at least 1"):
+        glass.glass_to_glass(estimator, fps=60.0, seconds=0.0, out=tmp_path)
+    with pytest.raises(ValueError, match="too short to see growth"):
+        soak.soak(estimator, minutes=0.05, fps=60.0, out=tmp_path)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.estimator import HandMeshEstimator
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.timing import summary
 from handmesh.live import LiveSession
 from handmesh.tracker import HandTracker
@@ -89,6 +89,8 @@ class Clock:
 
 def glass_to_glass(estimator: HandMeshEstimator, fps: float, seconds: float, out: Path) -> dict[str, Any]:
     """Play the clip live for some seconds; ages of the pictures shown, and of the last quarter against the first."""
+    if not seconds >= 1:
+        raise ValueError(f"seconds must be at least 1, not {seconds:g}")
     with open_source("sample") as source:
         frames = [frame for frame, _ in source]
     capture = PacedCapture(frames, fps)
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     estimator = HandMeshEstimator.from_pretrained(options.weights, threads=options.threads)
     rows = [glass_to_glass(estimator, fps, options.seconds, options.out.parent) for fps in options.fps]
-    write_result(options.out, {"weights": options.weights, "rates": rows})
+    write_result(options.out, {**network_facts(estimator.network), "rates": rows})
     for row in rows:
         age = row["age_when_shown"]
         print(  # noqa: T201 (a command)

@@ -306,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="result file, .json")
     parser.add_argument("--only-threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if min(options.turns, options.runs, *options.threads) < 1:
+        parser.error("--turns, --runs and --threads must be at least 1")
     if options.only_threads is not None:
         print(json.dumps(measure_with_threads(options, options.only_threads)))  # noqa: T201 (the parent reads it)
         return

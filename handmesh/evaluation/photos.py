@@ -89,6 +89,8 @@ def measure_clip(tracker: HandTracker, video: Path, folder: Path, *, every: int)
     Adds to `summarise`: frames, frames with a hand, and how many tracks and sides were given out. Raises ValueError for
     photos whose names are no numbers.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, not {every}")
     labelled = {int(path.stem): (path, hands) for path, hands in labelled_photos(folder)}
     pairs: list[tuple[HandMesh, LabelledHand]] = []
     frames = drawn = labels = 0
@@ -157,9 +159,13 @@ def summarise(pairs: list[tuple[HandMesh, LabelledHand]], labels: int) -> dict[s
 
 
 def measure_photos(estimator: HandMeshEstimator, folders: list[Path]) -> dict[str, Any]:
-    """`measure_crops` and `measure_frames` per folder and the mean over folders."""
+    """`measure_crops` and `measure_frames` per folder and the mean over folders, which need names of their own."""
+    if len({folder.name for folder in folders}) < len(folders):
+        raise ValueError(f"folders need names of their own, but some share one: {', '.join(map(str, folders))}")
     result: dict[str, Any] = {"crops": {}, "frames": {}}
     for folder in folders:
+        if not labelled_photos(folder):
+            raise ValueError(f"{folder} has no trusted labels to measure against")
         result["crops"][folder.name] = measure_crops(estimator, folder)
         result["frames"][folder.name] = measure_frames(estimator, folder)
     for kind in ("crops", "frames"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from typing import Any
 
 from handmesh.assets import WEIGHTS_REGISTRY
 from handmesh.atomic import written_whole
+from handmesh.runtime import Graph
 
 _PACKAGES = ("numpy", "opencv-python", "onnxruntime", "torch", "timm", "openvino", "nncf")
 
@@ -40,6 +42,11 @@ def stamp() -> dict[str, Any]:
     }
 
 
+def network_facts(network: Graph) -> dict[str, str]:
+    """The file of the network that was measured: its name, and its SHA-256."""
+    return {"weights": network.path.name, "weights_sha256": hashlib.sha256(network.path.read_bytes()).hexdigest()}
+
+
 def _commit() -> str | None:
     commit = git("describe", "--always").strip()
     others = (":(top)", *(f":(top,exclude){path}" for path in ("eval/results", "*.md")))
@@ -60,9 +67,13 @@ def git(*arguments: str) -> str:
 
 
 def write_result(path: Path, facts: dict[str, Any], *, digits: int = 6) -> None:
-    """Write `facts` with a stamp to a JSON file; floats are rounded to so many significant digits."""
+    """Write `facts` with a stamp to a JSON file; floats are rounded to so many significant digits.
+
+    Raises ValueError for a number that JSON does not know, such as the median of nothing.
+    """
+    text = json.dumps(_rounded({**facts, "stamp": stamp()}, digits), indent=1, allow_nan=False)
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(_rounded({**facts, "stamp": stamp()}, digits), indent=1) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.glass import Clock, PacedCapture
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.timing import summary
 from handmesh.live import LiveSession
 from handmesh.tracker import HandTracker
@@ -33,6 +33,8 @@ def soak(
     estimator: HandMeshEstimator, minutes: float, fps: float, out: Path, *, every_s: float = 1.0
 ) -> dict[str, Any]:
     """Play the sample clip live, over and over; memory and the age of pictures for each tenth of the session."""
+    if 60 * minutes < 20 * every_s:
+        raise ValueError(f"{minutes:g} minutes are too short to see growth: give at least {every_s / 3:.2g}")
     with open_source("sample") as source:
         frames = [frame for frame, _ in source]
     capture = PacedCapture(frames, fps)
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("the soak test reads /proc, which only Linux has")
     estimator = HandMeshEstimator.from_pretrained(options.weights)
     result = soak(estimator, options.minutes, options.fps, options.out.parent)
-    write_result(options.out, {"weights": options.weights, **result})
+    write_result(options.out, {**network_facts(estimator.network), **result})
     for key, value in itertools.islice(result.items(), 8):
         print(f"{key}: {value:.4g}")  # noqa: T201 (a command)
 
