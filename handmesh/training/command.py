@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --freihand, --synthetic or --photos: there is nothing to train on")
     if options.measure_every < 1:
         parser.error("--measure-every must be at least 1")
-    if options.workers < 0 or not options.minutes > 0:
-        parser.error("--workers must be at least 0, --minutes more than 0")
+    if options.workers < 0 or not options.minutes >= 0:
+        parser.error("--workers and --minutes must be at least 0")
     if options.distorted and not options.photos:
         parser.error("--distorted names folders of --photos: give them, too")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
