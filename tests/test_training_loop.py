@@ -10,7 +10,6 @@ import pytest
 import torch
 from mano_imitation import write_mano_pickle
 from samples import HandList, posed_hand, write_freihand
-from torch.utils.data import DataLoader, Dataset
 
 from handmesh.assets import load_hand_model
 from handmesh.datasets.augment import NO_AUGMENT
@@ -20,12 +19,13 @@ from handmesh.evaluation.validation import fixed_batch
 from handmesh.model.deploy import export_hand_network, fold
 from handmesh.model.regressor import HandRegressor, NetworkConfig, load_network, read_checkpoint, save_network
 from handmesh.skeleton import MANO_VERTEX_COUNT
+from handmesh.training import loop
 from handmesh.training.command import _parser, main, open_data
 from handmesh.training.config import PRESETS, TrainConfig
 from handmesh.training.curves import append_row
 from handmesh.training.distillation import Teachers
 from handmesh.training.loop import Ema, Trainer, load_initial
-from handmesh.training.processes import agree, leave_stopping, process_group
+from handmesh.training.processes import agree, process_group
 
 TINY = TrainConfig(
     network=NetworkConfig(input_size=64, drop_path=0.1), samples=24, batch_size=4, warmup=4, learning_rate=3e-4
@@ -303,17 +303,18 @@ def test_numbers_that_are_none_are_named(field, value):
         dataclasses.replace(TINY, **{field: value})
 
 
-class Signalled(Dataset):
-    """Samples whose loader process is asked to stop, as a whole process group is."""
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return index
-
-
-def test_loader_processes_outlive_the_signal_that_stops_a_run():
-    loader = DataLoader(Signalled(), None, sampler=range(3), num_workers=1, worker_init_fn=leave_stopping)
-    assert list(loader) == [0, 1, 2]
+def test_loader_processes_leave_it_to_the_first_how_a_run_ends(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(loop, "DataLoader", lambda *_, **options: given.update(options) or [])
+    assert list(trainer(tmp_path)._batches()) == []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        given["worker_init_fn"](0)
+        for number in before:
+            os.kill(os.getpid(), number)  # as whoever stops a run does to all its processes
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow
