@@ -10,7 +10,6 @@ weights of the same crop size take about a minute. Writes the table beside the J
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from handmesh import HandMeshEstimator
 from handmesh.atomic import written_whole
-from handmesh.evaluation.report import write_result
+from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.robustness import (
     CLEAN,
     KINDS,
@@ -70,7 +69,7 @@ def main() -> None:
         make_crops(hands, folder, workers=args.workers, progress=lambda done, _: bar.update(done - bar.n))
     facts = {
         "weights": Path(args.weights).name,
-        "sha256": hashlib.sha256(graph.path.read_bytes()).hexdigest(),
+        "sha256": network_facts(graph)["weights_sha256"],
         "crop_px": size,
         "hands": len(hands.rows),
         "errors": measure_conditions(graph, hands, folder),

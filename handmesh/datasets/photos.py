@@ -27,8 +27,7 @@ _log = logging.getLogger(__name__)
 SURE_SPREAD, WRONG_SPREAD = 0.02, 0.05  # labels are trusted fully below the first, not at all above the second
 _REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
 _REGION_PX = 320
-_LABEL = ("side", "kp2d", "kp3d", "spread")
-_POINTS = {"kp2d": (21, 2), "kp3d": (21, 3)}
+_NUMBERS = {"kp2d": (21, 2), "kp3d": (21, 3), "spread": ()}  # their shapes
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,12 @@ def read_labels(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
 
 def _check_label(label: dict[str, Any], where: str) -> None:
     """Raise ValueError that says what a label lacks, or what of it is no label."""
-    for key in (*_LABEL, *(["side_votes"] if "votes" in label else [])):
+    for key in ("side", *_NUMBERS, *(["side_votes"] if "votes" in label else [])):
         if key not in label:
             raise ValueError(f"{where} lacks {key}; `handmesh data label` makes whole labels")
     if label["side"] not in get_args(Side):
         raise ValueError(f"{where} must be of side {' or '.join(get_args(Side))}, not {label['side']!r}")
-    for key, shape in {**_POINTS, "spread": ()}.items():
+    for key, shape in _NUMBERS.items():
         try:
             numbers = np.asarray(label[key], np.float64)
         except (TypeError, ValueError):

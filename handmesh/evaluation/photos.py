@@ -164,9 +164,9 @@ def measure_photos(estimator: HandMeshEstimator, folders: list[Path]) -> dict[st
         raise ValueError(f"folders need names of their own, but some share one: {', '.join(map(str, folders))}")
     result: dict[str, Any] = {"crops": {}, "frames": {}}
     for folder in folders:
-        if not labelled_photos(folder):
-            raise ValueError(f"{folder} has no trusted labels to measure against")
         result["crops"][folder.name] = measure_crops(estimator, folder)
+        if not result["crops"][folder.name]["labels"]:
+            raise ValueError(f"{folder} has no trusted labels to measure against")
         result["frames"][folder.name] = measure_frames(estimator, folder)
     for kind in ("crops", "frames"):
         rows = list(result[kind].values())
