@@ -57,6 +57,13 @@ class Crop:
         side = max(side, min(size / MOST_MAGNIFIED, MOST_WIDENED * side))
         return cls((0.5 * (x1 + x2), 0.5 * (y1 + y2)), side, size, mirrored, turn)
 
+    def zoomed_box(self, zoom: float) -> NDArray[np.float64]:
+        """The square box (4,) about the same centre whose crop of this size is `zoom` times as wide as this one."""
+        side = self.side_px * zoom
+        small = side < self.size / MOST_MAGNIFIED
+        half = 0.5 * side / (CROP_SCALE * MOST_WIDENED if small else CROP_SCALE)
+        return np.array([self.center[0] - half, self.center[1] - half, self.center[0] + half, self.center[1] + half])
+
     @property
     def affine(self) -> NDArray[np.float64]:
         """(2, 3) map from pixels of the frame to pixels of the crop."""

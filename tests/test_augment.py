@@ -89,6 +89,15 @@ def test_crops_stray_in_shares_of_the_box():
     assert 1.4 < max(extents) <= 2.0
 
 
+def test_small_hands_are_trained_on_in_the_crops_that_they_are_seen_in():
+    for shrink in (1.0, 0.3, 0.1):
+        sample = posed_hand(3)
+        small = dataclasses.replace(sample, joints_2d=shrink * sample.joints_2d)
+        low, high = small.joints_2d.min(0), small.joints_2d.max(0)
+        expected = Crop.from_box([*low, *high], 128).to_crop(small.joints_2d)
+        np.testing.assert_allclose(target(small).joints_2d, expected, atol=1e-6)
+
+
 def test_a_crop_that_is_shrunk_shows_things_where_they_are():
     joints_2d = np.full((21, 2), 100.0)
     joints_2d[0], joints_2d[1] = (55.0, 55.0), (145.0, 145.0)  # 144 px become 64

@@ -34,6 +34,16 @@ def test_small_hands_are_cut_out_wider_and_not_too_wide():
     assert sides[10] == pytest.approx(1.3 * CROP_SCALE * 10)
 
 
+@pytest.mark.parametrize("size", [128, 224])
+def test_a_zoomed_crop_is_wider_by_as_much_also_around_a_small_hand(size):
+    for side in (10, 52, 60, 70, 95, 110, 300):
+        crop = Crop.from_box([5, 5, 5 + side, 5 + 0.4 * side], size)
+        for zoom in (0.8, 0.88, 1.0, 1.12, 1.4):
+            zoomed = Crop.from_box(crop.zoomed_box(zoom), size)
+            assert zoomed.side_px == pytest.approx(zoom * crop.side_px)
+            assert zoomed.center == pytest.approx(crop.center)
+
+
 @pytest.mark.parametrize("crop", CROPS)
 def test_points_go_there_and_back(crop):
     points = np.random.default_rng(0).uniform(-100, 400, (3, 5, 2))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -51,6 +52,8 @@ def frame_of_dots(wrist: np.ndarray = WRIST) -> np.ndarray:
 
 class DotReader:
     """An estimator that sees `frame_of_dots` in any camera that was rolled: joints on the line between the dots."""
+
+    network = SimpleNamespace(number={"input_size": 128}.__getitem__)
 
     def __init__(self) -> None:
         self.boxes: list[np.ndarray] = []

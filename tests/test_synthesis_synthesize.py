@@ -176,6 +176,18 @@ def test_a_set_that_was_not_rendered_here_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["training_xyz.json"]
 
 
+def test_splits_of_a_root_show_different_hands(tmp_path):
+    command = [str(tmp_path), "--count", "1", "--workers", "1", "--skins", "1"]
+    for split in ("training", "evaluation"):
+        main([*command, "--split", split])
+    seeds = [
+        json.loads((tmp_path / f"{split}_synthesis.json").read_text())["seed"] for split in ("training", "evaluation")
+    ]
+    assert seeds[0] != seeds[1]
+    with pytest.raises(ValueError, match="same hands"):
+        synthesize(tmp_path, 1, seeds[0], split="evaluation", workers=1)
+
+
 def test_command_line(tmp_path, capsys):
     main([str(tmp_path), "--count", "1", "--workers", "1", "--skins", "1", "--seed", "3"])
     assert len(pictures(tmp_path, "training")) == 3

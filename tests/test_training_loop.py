@@ -87,6 +87,13 @@ def test_what_was_measured_after_the_checkpoint_is_forgotten_at_a_resume(tmp_pat
     assert (tmp_path / "synthetic.csv").read_bytes() == before
 
 
+def test_samples_seen_are_written_whole(tmp_path):
+    for seen in (999_936, 1_048_576, 26_047_744):
+        append_row(tmp_path / "log.csv", {"seen": seen, "2d": 0.123456789})
+    rows = (tmp_path / "log.csv").read_text().split()
+    assert rows == ["seen,2d", "999936,0.123457", "1048576,0.123457", "26047744,0.123457"]
+
+
 def test_resume_refuses_another_batch_size(tmp_path):
     trainer(tmp_path).run(minutes=0.0)
     with pytest.raises(ValueError, match="samples a step"):

@@ -19,7 +19,7 @@ _MIRROR = np.diag([-1.0, 1.0, 1.0])
 class AugmentConfig:
     """How far training crops stray from the ideal one. Probabilities unless a unit is given."""
 
-    scale_range: tuple[float, float] = (0.78, 1.28)  # factor on CROP_SCALE
+    scale_range: tuple[float, float] = (0.78, 1.28)  # factor on the side that a crop has in use
     shift: float = 0.06  # standard deviation, box sides
     turn_deg: float = 12.0  # standard deviation
     large_turn: float = 0.1  # turn by any angle
@@ -120,7 +120,7 @@ def make_target(
     low, high = sample.joints_2d.min(0), sample.joints_2d.max(0)
     box_side = float(max(high - low))
     centre = (low + high) / 2 + rng.normal(0, 1, 2) * config.shift * box_side
-    side = box_side * CROP_SCALE * rng.uniform(*config.scale_range)
+    side = Crop.from_box([*low, *high], size).side_px * rng.uniform(*config.scale_range)
     turn = np.radians(rng.normal(0, config.turn_deg))
     if rng.random() < (config.large_turn if sample.exact_depth else config.large_photo_turn):
         turn = rng.uniform(-np.pi, np.pi)

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 
-from handmesh.crop import CROP_SCALE
+from handmesh.crop import Crop
 from handmesh.datasets.cutout import hand_opacity
 from handmesh.datasets.freihand_files import read_json
 from handmesh.datasets.sample import HandSample
@@ -25,7 +25,8 @@ from handmesh.records import Convention, Side
 _log = logging.getLogger(__name__)
 
 SURE_SPREAD, WRONG_SPREAD = 0.02, 0.05  # labels are trusted fully below the first, not at all above the second
-_REGION_SCALE = 1.8 * CROP_SCALE  # of the box side; what a jittered crop can reach
+_REGION_SCALE = 1.8  # of the crop that the largest network sees; what a jittered one can reach
+_LARGEST_CROP_PX = 224
 _REGION_PX = 320
 _NUMBERS = {"kp2d": (21, 2), "kp3d": (21, 3), "spread": ()}  # their shapes
 
@@ -163,10 +164,12 @@ def convention_of(label: dict[str, Any]) -> Convention:
 def _cut_out(image: np.ndarray, label: dict, *, stretched: bool, alone: bool) -> _Hand:
     points = np.asarray(label["kp2d"], np.float64)
     low, high = points.min(0), points.max(0)
-    half = max(float(max(high - low)) * _REGION_SCALE / 2, 8.0)
-    centre = (low + high) / 2
+    if (low == high).all():
+        raise ValueError("all keypoints of a hand lie in one place")
+    crop = Crop.from_box([*low, *high], _LARGEST_CROP_PX)
+    half, centre = max(crop.side_px * _REGION_SCALE / 2, 8.0), np.array(crop.center)
     corner = np.maximum(np.floor(centre - half), 0).astype(int)
-    end = np.minimum(np.ceil(centre + half) + 1, [image.shape[1], image.shape[0]]).astype(int)
+    end = np.clip(np.ceil(centre + half) + 1, 0, [image.shape[1], image.shape[0]]).astype(int)
     region = image[corner[1] : end[1], corner[0] : end[0]]
     if not region.size:
         raise ValueError("a hand's keypoints lie outside the picture")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from handmesh.assets import HandModelArrays
 from handmesh.atomic import written_whole
-from handmesh.crop import CROP_SCALE, roll
+from handmesh.crop import CROP_SCALE, Crop, roll
 from handmesh.datasets.freihand_files import FreiHandSplit, camera_of, scale_of
 from handmesh.estimator import HandMeshEstimator
 from handmesh.evaluation.freihand_score import Frames
@@ -100,6 +100,7 @@ class NetworkHands:
     ) -> Frames:
         """Hands in the true camera, of one view of it."""
         R_rolled_cam = roll(np.radians(view.roll_deg))
+        size = int(self.estimator.network.number("input_size"))
         frames, rolled_boxes, rolled_cameras = [], [], []
         for image, box, camera in zip(images, boxes, cameras, strict=True):
             to_rolled = camera.matrix @ R_rolled_cam @ np.linalg.inv(camera.matrix)
@@ -107,8 +108,8 @@ class NetworkHands:
             # A hand far from the principal point would roll out of the frame: the frame moves along with it.
             shift = middle - (to_rolled @ [*middle, 1.0])[:2]
             to_rolled[:2, 2] += shift
-            half = (box[2:] - box[:2]) / 2 * view.zoom
-            rolled_boxes.append(np.concatenate([middle - half, middle + half])[None])
+            zoomed = box if view.zoom == 1 else Crop.from_box(box, size).zoomed_box(view.zoom)
+            rolled_boxes.append(zoomed[None])
             rolled_cameras.append(replace(camera, cx=camera.cx + shift[0], cy=camera.cy + shift[1]))
             height, width = image.shape[:2]
             frames.append(cv2.warpPerspective(image, to_rolled, (width, height)) if view.roll_deg else image)

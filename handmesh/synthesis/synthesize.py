@@ -38,6 +38,7 @@ UNSEEN_BETAS = (2.5, 3.5)
 SECOND_HAND = 0.1  # share of the images that show the person's other hand too
 
 Split = Literal["training", "evaluation"]
+SEEDS: dict[Split, int] = {"training": 1, "evaluation": 90001}  # splits of one seed would show the same hands
 Progress = Callable[[int, int], object]
 Array = np.ndarray
 
@@ -66,7 +67,7 @@ class Job:
             raise ValueError(f"a seed must not be negative, got {self.seed}")
         if not 0 <= self.second_hand <= 1:
             raise ValueError(f"second_hand is a share, from 0 to 1, got {self.second_hand}")
-        if self.split not in ("training", "evaluation"):
+        if self.split not in SEEDS:
             raise ValueError(f"split must be training or evaluation, got {self.split}")
 
     @property
@@ -121,7 +122,8 @@ def synthesize(
     unseen_shapes: give every hand a shape outside of what sets have otherwise, to test on.
     second_hand: share of the images with the person's other hand (its keypoints are `second` in the labels).
     progress(done, total) is called after every shard. Raises ValueError if ``root`` holds another run (other seed
-    or sources) or an environment map cannot be read, FileNotFoundError for a directory that is missing or has no photo.
+    or sources), or its other split has the same seed, or an environment map cannot be read, FileNotFoundError for a
+    directory that is missing or has no photo.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -167,6 +169,13 @@ def _skins_of(root: Path, split: Split, count: int) -> int:
 
 
 def _prepare(job: Job) -> None:
+    for split in SEEDS:
+        other = _record_path(job.root, split)
+        if split != job.split and other.exists() and json.loads(other.read_text())["seed"] == job.seed:
+            raise ValueError(
+                f"the {split} split of {job.root} has the seed {job.seed}, too: {job.split} would show its "
+                "hands; choose another seed"
+            )
     path = _record_path(job.root, job.split)
     if not path.exists() and (any(job.root.glob(f"{job.split}_*.json")) or any((job.folder / "rgb").glob("*.jpg"))):
         raise ValueError(f"{job.root} holds a {job.split} split that was not rendered here: choose another root")
@@ -373,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("root", type=Path, help="directory that receives training/ or evaluation/ and the labels")
     parser.add_argument("--count", type=int, default=60_000, help="number of images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="(default: 1, and 90001 for the evaluation split)")
     parser.add_argument("--split", choices=("training", "evaluation"), default="training", help="default: training")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--backgrounds", type=Path, nargs="*", default=[], help="directories of photos without hands")
@@ -387,11 +396,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     from tqdm import tqdm  # here, as --help needs no more than the core
 
+    seed = options.pop("seed")
+    seed = SEEDS[options["split"]] if seed is None else seed
     with tqdm(total=options["count"], unit="image", smoothing=0.05) as bar:
         synthesize(
             options.pop("root"),
             options.pop("count"),
-            options.pop("seed"),
+            seed,
             progress=lambda done, _: bar.update(done - bar.n),
             **options,
         )

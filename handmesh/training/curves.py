@@ -18,8 +18,11 @@ def drop_rows_after(path: Path, seen: int) -> None:
 
 
 def append_row(path: Path, row: dict[str, float], *, digits: int = 6) -> None:
-    """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added."""
-    values = {name: f"{value:.{digits}g}" for name, value in row.items()}
+    """Append a row to the CSV file at `path`, which starts with the rows' names; names that it lacks are added.
+
+    Whole numbers (int), such as samples seen, are written exactly, others with so many `digits`.
+    """
+    values = {name: str(value) if isinstance(value, int) else f"{value:.{digits}g}" for name, value in row.items()}
     content = path.read_bytes() if path.exists() else b""
     names, before = _parse(content)
     if names and set(row) <= set(names) and content.endswith(b"\n"):
