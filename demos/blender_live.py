@@ -75,7 +75,7 @@ def main() -> None:
 
     def add_hand() -> list:
         bpy.ops.mesh.primitive_uv_sphere_add(radius=RADIUS_M, segments=12, ring_count=8)
-        first = bpy.context.object
+        first = bpy.context.view_layer.objects.active  # a timer's context has no `object`
         first.name = "hand"
         copies = [first.copy() for _ in range(20)]
         for copy in copies:

@@ -14,6 +14,7 @@ import itertools
 import json
 import ssl
 import struct
+import time
 from pathlib import Path
 
 import cv2
@@ -91,9 +92,12 @@ def watch(socket: ClientConnection, faces: np.ndarray):
 
 
 def send_frames(socket: ClientConnection, faces: np.ndarray, spec: str):
-    """Send each frame as its time and a JPEG, and wait for its hands."""
+    """Send each frame as its time and a JPEG, and wait for its hands. Videos run at their own pace, as cameras do."""
+    started_s = time.monotonic()
     with open_source(spec) as source:
         for frame, time_s in source:
+            if not source.live:
+                time.sleep(max(started_s + time_s - time.monotonic(), 0.0))
             _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
             socket.send(struct.pack("<d", time_s) + jpeg.tobytes())
             answer = socket.recv()

@@ -111,6 +111,8 @@ def annotate_video(
         check_clip_suffix(save)
         check_writable(save)
         clip = Clip(source.fps)
+    elif save is not None and any(save.glob(f"[0-9]*{save_suffix}")):
+        _log.warning("%s holds meshes of another run; those of frames that have a hand now are written over", save)
     tracker.reset()
     frames = with_hand = 0
     tracking_s = 0.0

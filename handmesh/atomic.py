@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def _beside(path: Path) -> Path:
     """A new empty file beside another, of the same suffix. Raises OSError that names the other."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot write there: it is a folder", str(path))
     temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

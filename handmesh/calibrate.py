@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -54,6 +54,8 @@ class Board:
     dictionary: str = DICTIONARY
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(BoardKind):
+            raise ValueError(f"a board is one of {', '.join(get_args(BoardKind))}, not {self.kind!r}")
         if self.columns < 3 or self.rows < 3:
             raise ValueError(f"a board needs at least 3 x 3, not {self.columns} x {self.rows}")
         if not self.square_m > 0.0:

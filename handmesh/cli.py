@@ -229,7 +229,7 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--square-mm", type=float, required=True, metavar="MM", help="side of a square, as printed")
     parser.add_argument("--marker-mm", type=float, metavar="MM", help="side of a marker: the board is a ChArUco board")
-    parser.add_argument("--dictionary", default="DICT_5X5_100", metavar="NAME", help="of ChArUco markers (%(default)s)")
+    parser.add_argument("--dictionary", metavar="NAME", help="of ChArUco markers (DICT_5X5_100)")
     parser.add_argument("--views", type=_positive, default=20, metavar="N", help="stop after N views (%(default)s)")
     parser.add_argument("--draw", type=Path, metavar="PICTURE", help="write the board as a picture to print instead")
     parser.set_defaults(run=_calibrate)
@@ -396,14 +396,14 @@ def _video(options: argparse.Namespace) -> int:
     tracker = _tracker(options)
     inputs = _identities(videos)
     if len(videos) == 1:
-        drawn = output if is_file else output / f"{videos[0].stem}_hands.mp4"
+        drawn = output if is_file else output / f"{_stems(videos)[0]}_hands.mp4"
         _check_stays(drawn, inputs)
         return _draw_video(tracker, videos[0], drawn, options.save, options)
     failed = 0
     for video, stem in zip(videos, _stems(videos), strict=True):
         save = options.save
         if save is not None:
-            save = save.with_name(f"{stem}_{save.name}") if save.suffix else save / stem
+            save = save.with_name(f"{stem}_{save.name}") if save.suffix and not save.is_dir() else save / stem
         try:
             drawn = output / f"{stem}_hands.mp4"
             _check_stays(drawn, inputs)
@@ -645,7 +645,7 @@ def _server_source(options: argparse.Namespace, engine: Engine) -> ServerSource 
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from handmesh.calibrate import Board, calibrate
+    from handmesh.calibrate import DICTIONARY, Board, calibrate
     from handmesh.intrinsics import check_camera_suffix, save_camera
     from handmesh.video import open_source, write_picture
 
@@ -654,7 +654,10 @@ def _calibrate(options: argparse.Namespace) -> int:
         raise ValueError(f"--board must be COLUMNSxROWS such as 9x6, not {options.board!r}")
     marker_m = 1e-3 * (options.marker_mm or 0.0)
     kind = "checkerboard" if options.marker_mm is None else "charuco"
-    board = Board(kind, int(columns), int(rows), 1e-3 * options.square_mm, marker_m, options.dictionary)
+    if options.dictionary is not None and kind == "checkerboard":
+        raise ValueError("--dictionary is of ChArUco boards: give their --marker-mm, too")
+    square_m, dictionary = 1e-3 * options.square_mm, options.dictionary or DICTIONARY
+    board = Board(kind, int(columns), int(rows), square_m, marker_m, dictionary)
     if options.draw is not None:
         write_picture(options.draw, board.draw())
         print(f"wrote {options.draw}: print it, glue it to something flat and measure a square")
@@ -714,7 +717,7 @@ def _calibrate_hand(options: argparse.Namespace) -> int:
         if options.hand is not None:
             raise ValueError("a hand that is shown finds its own shape: leave out --hand, or the source")
         estimator = _estimator(options)
-        tracker = HandTracker(estimator, max_hands=1)
+        tracker = HandTracker(estimator, max_hands=1, smoothing=None)  # shapes of these frames, not of all before
         model = load_hand_model() if estimator.hand_model is None else estimator.hand_model
         flat = FlatHand(model)
         with open_source(options.source) as source:

@@ -153,7 +153,7 @@ class HandMeshEstimator:
                 detector,
                 runtime="onnxruntime" if in_torch else runtime,
                 threads=threads,
-                precision=None if precision == "int8" else precision,  # its int8 twin, where it has one
+                precision=None if precision == "int8" else precision,  # as it is best: it need not have an int8 twin
                 device="cpu" if in_torch else device,
             )
         estimator = cls(network, poses, model.faces, detector=finder, presence_threshold=presence_threshold)

@@ -144,7 +144,8 @@ class FlatHand:
     def watch(self, hand: HandMesh | None, time_s: float) -> float:
         """Take in the hand of the next frame, None where there is none; returns the share of the time held, 0 to 1.
 
-        Give it unsmoothed or smoothed hands, but of a tracker whose shape is not fixed already.
+        Give it a tracker's hands without smoothing, as smoothed ones have the mean shape of all frames before, and
+        without a shape that is fixed already.
         """
         if hand is not None and is_flat(hand):
             if not 0.0 <= time_s - self._good_s <= GRACE_S or not self._is_still(hand):

@@ -185,6 +185,9 @@ def _parse_storage(text: str) -> Camera:
         raise ValueError(
             f"its lens is {lens.string()!r}, but only {', '.join(PINHOLE_LENSES)} are known: undistort the frames first"
         )
+    fisheye = _node(root, ("fisheye_model",))  # OpenCV's sample writes 0 of a lens that is none
+    if (fisheye is not None and _number(fisheye, "fisheye_model")) or _node(root, ("xi",)) is not None:
+        raise ValueError("its lens is a fisheye or an omnidirectional one: undistort the frames first")
     fx, fy, cx, cy = _focal_and_centre(root)
     width, height = _size(root)
     coefficients = _coefficients(root)
@@ -205,8 +208,8 @@ def _coefficients(root: Any) -> list[float]:
         raise ValueError("its k1 to k4 without p1 and p2 are those of a fisheye lens: undistort the frames first")
     if any(not node.empty() for node in single.values()):
         return [0.0 if node.empty() else _number(node, name) for name, node in single.items()]
-    words = ("distortion_", "distcoef", "dist_coef")
-    doubtful = [key for key in _names(root) if key.lower().startswith(words) and not _is_word(root.getNode(key))]
+    named = re.compile(r"(?<!un)distor[ts]|dist_?coef", re.IGNORECASE)
+    doubtful = [key for key in _names(root) if named.search(key) and not _is_word(root.getNode(key))]
     if doubtful:
         raise ValueError(
             f"its distortion stands under {', '.join(doubtful)}, where it is not looked for: write its coefficients "
@@ -275,7 +278,9 @@ def _numbers(root: Any, keys: tuple[str, ...]) -> np.ndarray | None:
         rows = [node.at(i) for i in range(node.size())]
         items = [row.at(i) for row in rows for i in range(row.size())] if rows and rows[0].isSeq() else rows
         return np.array([_number(item, key) for item in items])
-    return None
+    if node.isNone():
+        return None
+    raise ValueError(f"its {key} must be a list of numbers")
 
 
 def _number(node: Any, key: str) -> float:

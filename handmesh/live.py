@@ -159,7 +159,7 @@ class LiveSession:
         self._writer: VideoWriter | None = None
         self._hands: list[HandMesh] = []
         self._flat: FlatHand | None = None  # while a hand is being measured
-        self._measured = 0.0
+        self._measured, self._smoothed = 0.0, tracker.smoothing
         self._pace = Pace()
         self._frames = self._frames_with_hand = 0
         self._started_s = time.perf_counter()
@@ -292,11 +292,17 @@ class LiveSession:
 
     def _toggle_measuring(self) -> None:
         if self._flat is not None or self._tracker.betas is not None:
-            self._flat = self._tracker.betas = None
+            self._end_measuring()
+            self._tracker.betas = None
             self._say("every hand finds its own shape again")
             return
         self._flat = FlatHand(self._tracker.hand_model or load_hand_model())
+        self._smoothed, self._tracker.smoothing = self._tracker.smoothing, None  # it wants the shapes of single frames
         self._say(f"hold one hand flat and still, palm or back to the camera, for {HOLD_S:g} seconds (h stops)")
+
+    def _end_measuring(self) -> None:
+        if self._flat is not None:
+            self._flat, self._tracker.smoothing = None, self._smoothed
 
     def _measure_hand(self, time_s: float) -> None:
         """Once a hand has been held flat for long enough, keep its shape for all that follows."""
@@ -305,7 +311,8 @@ class LiveSession:
         self._measured = self._flat.watch(self._hands[0] if self._hands else None, time_s)
         if self._measured < 1.0:
             return
-        shape, self._flat = self._flat.shape(), None
+        shape = self._flat.shape()
+        self._end_measuring()
         self._tracker.betas = shape.betas
         path = free_name(self._out / "hand.json")
         shape.save(path)

@@ -22,11 +22,15 @@ class _Record:
 
     origin = ""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[str, Any] = {}
+    state: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Record:
-        return super().__new__(cls)
+        record = super().__new__(cls)  # all that some pickles call
+        record.state = {}
+        return record
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):

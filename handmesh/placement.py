@@ -42,7 +42,8 @@ def solve_translation(
     solved = [_solve_one(*hand, focal, steps) for hand in zip(joints, rays, strict=True)]
     translation = np.array([place for place, _ in solved]).reshape(-1, 3)
     nearest = joints[..., 2].min(axis=-1) + translation[:, 2]
-    lost = ~((nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M) & [fits for _, fits in solved])
+    fits = np.array([fit for _, fit in solved], bool)
+    lost = ~((nearest >= MIN_DEPTH_M) & (nearest <= MAX_DEPTH_M) & fits)
     if lost.any():
         _log.debug("%d of %d hands are placed by their size: their keypoints fit no perspective", lost.sum(), len(lost))
         translation[lost] = _translation_by_size(joints[lost], rays[lost])

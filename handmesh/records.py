@@ -68,7 +68,9 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
     if frame.ndim != 3 or frame.shape[2] != 3:
         raise ValueError(f"the frame must be RGB (H, W, 3), one picture at a time; it has shape {frame.shape}")
     if frame.dtype != np.uint8:
-        advice = "for values from 0 to 1 use (frame * 255).round().astype(np.uint8)"
+        advice = "for values from 0 to 255 use frame.astype(np.uint8)"
+        if frame.dtype.kind in "fb":
+            advice += ", for values from 0 to 1 (frame * 255.0).round().astype(np.uint8)"
         if frame.dtype == np.uint16:
             advice = "for values of 16 bits use (frame >> 8).astype(np.uint8)"
         raise ValueError(f"the frame must be uint8 (0 to 255) but is {frame.dtype}: {advice}")
@@ -77,13 +79,17 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
     return frame
 
 
+def _is_fixed(value: object) -> bool:
+    """Whether nobody can write to an array: neither through it nor through another one that it shows a part of."""
+    return isinstance(value, np.ndarray) and not value.flags.writeable and (value.base is None or _is_fixed(value.base))
+
+
 def frozen_array(value: ArrayLike, shape: tuple[int | None, ...], dtype: Any, name: str) -> NDArray[Any]:
     """``value`` as a read-only finite array of ``shape`` (``None`` fits any length), or ``ValueError``.
 
     A copy where the caller could still write to it.
     """
-    is_fixed = isinstance(value, np.ndarray) and not value.flags.writeable
-    array = np.asarray(value, dtype).view() if is_fixed else np.array(value, dtype)
+    array = np.asarray(value, dtype).view() if _is_fixed(value) else np.array(value, dtype)
     if array.shape != shape and (
         array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))
     ):

@@ -85,8 +85,8 @@ def load_graph(
     ``threads`` limits the processor threads of one run (``None``: the processor's cores, at most ``MAX_THREADS``).
 
     ``precision`` "int8" opens the quantised twin of weights given by name, "f32" the plain ones, and "bf16" lets
-    OpenVINO compute in bfloat16. ``None`` takes int8 on a processor where the weights have such a twin, else f32. A
-    file given by its path computes as it was exported.
+    OpenVINO compute in bfloat16. ``None`` takes int8 with onnxruntime on a processor where the weights have such a
+    twin, else f32. A file given by its path computes as it was exported.
 
     ``device`` is "cpu", or "cuda", "coreml" or "directml" for an onnxruntime built with that provider, or a device of
     OpenVINO ("gpu", "npu") or of torch ("cuda", "mps").

@@ -165,9 +165,14 @@ def write_picture(path: str | os.PathLike[str], frame: Frame) -> None:
         temporary.write_bytes(data.tobytes())
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder, without hidden ones: macOS leaves some beside pictures on other disks."""
+    return [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder by name, 2 before 10. Raises FileNotFoundError where there is none."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    found = [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
         raise FileNotFoundError(f"there is no picture in the folder {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
     return sorted(found, key=natural_order)
@@ -359,6 +364,7 @@ class VideoWriter:
         self._size = (0, 0)  # width, height
         self._writer: cv2.VideoWriter | None = None
         self._start_s: float | None = None
+        self._last: NDArray[Any] | None = None  # as it is written
         self._cleanup = ExitStack()
 
     def write(self, frame: Frame, time_s: float | None = None) -> None:
@@ -368,9 +374,11 @@ class VideoWriter:
         if not writer.isOpened():
             raise ValueError(f"{self.path} has been closed and takes no more frames")
         picture = cv2.cvtColor(_fit(frame, self._size), cv2.COLOR_RGB2BGR)
-        for _ in range(self._copies(time_s)):
-            writer.write(picture)
+        due = self._due(time_s)
+        while self.frames_written < due:  # until this frame came, the last one was to be seen
             self.frames_written += 1
+            writer.write(picture if self._last is None or self.frames_written == due else self._last)
+        self._last = picture
 
     def close(self) -> None:
         """Complete the file and give it its name. Closing twice is no error."""
@@ -411,13 +419,13 @@ class VideoWriter:
         if count < 0.9 * self.frames_written:  # some decoders estimate it
             raise OSError(f"{self.path} could not be written to its end: is the disk full?")
 
-    def _copies(self, time_s: float | None) -> int:
+    def _due(self, time_s: float | None) -> int:
+        """How many frames should be there with this one."""
         if time_s is None:
-            return 1
+            return self.frames_written + 1
         if self._start_s is None:
             self._start_s = time_s
-        due = int((time_s - self._start_s) * self.fps + 0.5) + 1  # frames that should be there by now
-        return max(due - self.frames_written, 0)
+        return int((time_s - self._start_s) * self.fps + 0.5) + 1
 
 
 def _check_name(path: Path) -> None:

@@ -350,12 +350,13 @@ def test_malicious_pickle_raises_and_runs_nothing(tmp_path: Path, function: str,
         b"cnumpy.core.multiarray\nfrombuffer\n.",
         b"cposix\nsystem\n(S'true'\ntR.",
         b"c__builtin__\ngetattr\n.",
+        b"\x80\x02}X\x01\x00\x00\x00acchumpy.ch\nCh\n)\x81s.",  # an object without a state
     ],
 )
 def test_handwritten_pickles_are_refused(tmp_path: Path, attack: bytes) -> None:
     path = tmp_path / "MANO_RIGHT.pkl"
     path.write_bytes(attack)
-    with pytest.raises(ValueError, match="MANO pickle"):
+    with pytest.raises(ValueError, match=r"MANO pickle|into an array"):
         read_mano_pickle(path)
 
 

@@ -24,7 +24,7 @@ from handmesh import cli
 from handmesh.bulk import job, parts, processes
 from handmesh.bulk.inputs import find_pictures, find_videos
 from handmesh.bulk.job import read_index, run_job
-from handmesh.bulk.parts import Entry, drop_files, new_part, parts_in, read_part
+from handmesh.bulk.parts import Entry, drop_files, new_part, parts_in, read_entries, read_part
 from handmesh.bulk.worker import Crew, Task, Worker
 from handmesh.cli import main
 from handmesh.estimator import HandMeshEstimator
@@ -147,6 +147,7 @@ def test_what_lies_in_folders_below_a_folder_is_left_out_and_said(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert find_pictures(["a"]) == [Path("a/1.jpg")]
     assert caplog.text == ""
+    Path("b/._1.jpg").write_bytes(b"what macOS keeps beside it")
     assert find_pictures(["b"]) == [Path("b/1.jpg")]
     assert "not for those below, such as b/c/d/2.JPG: name their folders, or 'b/**/*.JPG'" in caplog.text
     with pytest.raises(FileNotFoundError, match="no video in the folder e"):
@@ -475,6 +476,20 @@ def test_a_damaged_part_is_set_aside_and_its_files_are_read_again(
     assert (report.found_done, report.hands) == (0, 1)
     assert part.with_name(f"{part.name}.damaged").is_file()
     assert len(parts_in(tmp_path / "out" / "parts")) == 1
+
+
+def test_a_part_whose_rows_are_damaged_is_set_aside_too(tmp_path, pictures, task, in_this_process):
+    run_job(pictures[2:3], task, tmp_path / "out")
+    Worker(task, tmp_path / "out" / "parts", threads=1)(pictures[:2])
+    (part,) = (part for part in parts_in(tmp_path / "out" / "parts") if len(read_entries(part)) == 2)
+    data = bytearray(part.read_bytes())
+    data[data.index(b"joints.npy") + 200] ^= 255
+    part.write_bytes(data)
+    os.utime(pictures[0], ns=(1, 1))  # read again: the part is to lose it
+    report = run_job(pictures[:3], task, tmp_path / "out")
+    assert (report.found_done, report.failed) == (1, [])
+    assert part.with_name(f"{part.name}.damaged").is_file()
+    assert sum(map(len, rows_by_path(tmp_path / "out").values())) == 2
 
 
 def test_two_jobs_are_never_at_work_in_one_folder(tmp_path, pictures, task, in_this_process):

@@ -130,6 +130,7 @@ def test_a_single_tilt_is_doubtful():
         ({"square_m": 0.0}, "positive side, not 0 mm"),
         ({"marker_m": 0.032}, "smaller than its square of 30 mm, not 32 mm"),
         ({"dictionary": "DICT_NONE"}, "knows no markers DICT_NONE"),
+        ({"kind": "charucco"}, "one of checkerboard, charuco, not 'charucco'"),
     ],
 )
 def test_boards_that_cannot_be_are_refused(change, words):

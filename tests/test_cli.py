@@ -185,6 +185,29 @@ def test_a_folder_with_a_dot_in_its_name_is_a_folder(workplace, clip):
     (workplace / "run.1").mkdir()
     assert main(["video", "clip.mp4", "--max-frames", "1", "--out", "run.1"]) == 0
     assert (workplace / "run.1" / "clip_hands.mp4").is_file()
+    shutil.copy("clip.mp4", "other.mp4")
+    assert main(["video", "clip.mp4", "other.mp4", "--max-frames", "1", "--save", "run.1"]) == 0
+    assert {path.name for path in (workplace / "run.1").iterdir() if path.is_dir()} == {"clip", "other"}
+
+
+def test_meshes_of_another_run_are_told_of(workplace, clip, caplog):
+    for _ in range(2):
+        assert main(["video", "clip.mp4", "--max-frames", "1", "--save", "meshes"]) == 0
+    assert caplog.text.count("meshes of another run") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("calibrate --draw b.png --square-mm 25 --dictionary DICT_4X4_50", "give their --marker-mm"),
+        ("video http://127.0.0.1/clip.mp4", "is an address"),
+        ("calibrate-hand --length-mm 180 --out a.json", "it is a folder"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_told(workplace, capsys, command, words):
+    (workplace / "a.json").mkdir()
+    assert main(command.split()) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_image_goes_on_after_a_picture_that_may_not_be_read(workplace, monkeypatch, capsys):
@@ -440,6 +463,13 @@ def test_snapshot_recording_and_smoothing_keys(clip, estimator):
     assert tracker.smoothing is None
     assert "smoothing off" in said
     assert report.frames == 6
+
+
+def test_a_hand_is_measured_by_what_single_frames_show(clip, estimator):
+    *_, tracker = play(clip, estimator, ".hq")
+    assert tracker.smoothing is None
+    *_, tracker = play(clip, estimator, ".hhq")
+    assert tracker.smoothing is not None
 
 
 def test_the_picture_says_what_is_switched_on(clip, estimator):

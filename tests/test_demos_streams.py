@@ -155,12 +155,15 @@ def test_blender_uses_the_spheres_of_hands_that_are_gone_again(monkeypatch):
 
     bpy = SimpleNamespace(
         app=SimpleNamespace(timers=SimpleNamespace(register=timers.append)),
-        context=SimpleNamespace(collection=SimpleNamespace(objects=SimpleNamespace(link=spheres.append))),
+        context=SimpleNamespace(  # what it has within a timer
+            collection=SimpleNamespace(objects=SimpleNamespace(link=spheres.append)),
+            view_layer=SimpleNamespace(objects=SimpleNamespace(active=None)),
+        ),
     )
 
     def add_sphere(**_):
-        bpy.context.object = Sphere()
-        spheres.append(bpy.context.object)
+        bpy.context.view_layer.objects.active = Sphere()
+        spheres.append(bpy.context.view_layer.objects.active)
 
     bpy.ops = SimpleNamespace(mesh=SimpleNamespace(primitive_uv_sphere_add=add_sphere))
     nothing = dict.fromkeys(("setsockopt", "bind", "setblocking"), lambda *_: None)

@@ -194,6 +194,14 @@ def test_colmaps_models_have_their_parameters_order_and_half_pixels(tmp_path, li
         ("a.yml", KALIBR.replace("_coeffs", "_of_mine"), "stands under distortion_of_mine.*distortion_coefficients"),
         ("a.json", json.dumps({**FLAT, "dist": [0.1] * 12}), "distortion must be OpenCV's"),  # a thin prism's
         ("a.json", json.dumps({k: v for k, v in FLAT.items() if k[0] != "p"} | {"k4": 0.1}), "fisheye"),
+        ("a.json", json.dumps({**FLAT, "fisheye_model": 1}), "fisheye"),  # as OpenCV's calibration sample says it
+        ("a.json", json.dumps({**FLAT, "xi": [1.2]}), "omnidirectional"),
+        (
+            "a.json",
+            json.dumps({"fx": 9, "fy": 9, "cx": 4, "cy": 4, "width": 9, "height": 9, "radialDistortion": [1]}),
+            "stands under radialDistortion",
+        ),
+        ("a.json", json.dumps({**FLAT, "D": "-0.3, 0.1, 0, 0"}), "D must be a list of numbers"),
         ("a.xml", XML.replace("<cols>3", "<cols>2"), "Camera_Matrix is no matrix"),
         ("cameras.txt", "# nothing\n", "names no camera"),
         ("cameras.txt", "1 PINHOLE 640 480 500\n", "must be CAMERA_ID PINHOLE WIDTH HEIGHT fx fy cx cy"),
@@ -206,6 +214,12 @@ def test_bad_files_say_what_is_wrong(tmp_path, name, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
         load_camera(path)
+
+
+def test_opencvs_word_for_no_fisheye_is_understood(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**FLAT, "fisheye_model": 0}))
+    assert load_camera(path).distortion[0] == -0.28
 
 
 def test_missing_files_and_other_suffixes(tmp_path):

@@ -107,3 +107,7 @@ def test_joints_at_the_camera_plane_project_somewhere():
     pixels = project_joints(joints, np.array([0.0, 0.0, 0.5]), CAMERA)
     np.testing.assert_allclose(pixels[0], [310, 250])
     np.testing.assert_allclose(pixels[1], [310 + 600 * 0.05 / MIN_DEPTH_M, 250])
+
+
+def test_no_hand_has_no_place():
+    assert solve_translation(np.zeros((0, 21, 3)), np.zeros((0, 21, 2)), CAMERA).shape == (0, 3)

@@ -67,6 +67,7 @@ def test_frame_of_rgb_passes_through_untouched():
         (np.zeros((2, 4, 5, 3), np.uint8), ValueError, "one picture at a time"),
         (np.zeros((4, 5, 3), np.float32), ValueError, r"\* 255"),
         (np.zeros((4, 5, 3), bool), ValueError, "uint8"),
+        (np.zeros((4, 5, 3), np.int64), ValueError, r"0 to 255 use frame.astype\(np.uint8\)$"),
         (np.zeros((4, 5, 3), np.uint16), ValueError, ">> 8"),
         (np.zeros((0, 5, 3), np.uint8), ValueError, "no pixels"),
         (np.zeros((5, 0, 3), np.uint8), ValueError, "no pixels"),
@@ -214,8 +215,11 @@ def test_hand_is_frozen_to_its_arrays(hand):
 
 def test_what_the_caller_writes_later_changes_no_record():
     box, betas = np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(10)
-    found, given = Detection(box, "left", 0.5), given_betas(betas)
+    shown = box[:]
+    shown.flags.writeable = False
+    found, given, seen = Detection(box, "left", 0.5), given_betas(betas), Detection(shown, "left", 0.5)
     box[:], betas[:] = 7.0, np.nan
+    np.testing.assert_array_equal(seen.box, [1, 2, 3, 4])
     np.testing.assert_array_equal(found.box, [1, 2, 3, 4])
     np.testing.assert_array_equal(given, np.zeros(10))
 

@@ -508,6 +508,16 @@ def test_with_times_a_recording_keeps_true_speed(tmp_path):
         assert writer.frames_written == 31
 
 
+def test_a_picture_is_shown_until_the_next_one_came(tmp_path):
+    """As in a screen recording: nothing happens for a second, then something does."""
+    with VideoWriter(tmp_path / "clip.mp4", 10.0) as writer:
+        for level, time_s in ((40, 0.0), (40, 0.1), (200, 1.0), (200, 1.1)):
+            writer.write(plain(level), time_s)
+    with open_source(tmp_path / "clip.mp4") as source:
+        levels = [int(frame[-4, -4, 0]) for frame, _ in source]
+    assert [level > 120 for level in levels] == [False] * 10 + [True] * 2
+
+
 @pytest.mark.parametrize("fps", [64.87654321, 119.9886, 239.765625, 959.123456])
 def test_slow_motion_is_written_at_its_rate(tmp_path, fps):
     with VideoWriter(tmp_path / "clip.mp4", fps) as writer:

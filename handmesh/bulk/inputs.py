@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from handmesh.video import IMAGE_SUFFIXES, SAMPLE_CLIP, natural_order, pictures_in
+from handmesh.video import IMAGE_SUFFIXES, SAMPLE_CLIP, files_in, natural_order, pictures_in
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ def _matches(
     spec: str | os.PathLike[str], files_in: Callable[[Path], list[Path]], suffixes: tuple[str, ...]
 ) -> list[Path]:
     path = Path(spec)
+    if "://" in str(spec):
+        raise ValueError(f"{spec} is an address: `handmesh webcam --source` plays streams; this reads files")
     if path.is_dir():
         _tell_what_lies_below(path, suffixes)
         return files_in(path)
@@ -68,7 +70,7 @@ def _tell_what_lies_below(folder: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _videos_in(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.is_file()]
+    files = files_in(folder)
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
         return sorted(videos, key=natural_order)

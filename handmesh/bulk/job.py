@@ -198,14 +198,14 @@ def _known_entries(parts: Path, wanted: Collection[str]) -> dict[str, Entry]:
         path.open("rb").close()  # a part that cannot be opened need not be damaged: raises OSError
         try:
             entries = read_entries(path)
+            again = {entry.path for entry in entries if entry.path in wanted and not entry.is_current}
+            again |= {entry.path for entry in entries if entry.path in known}
+            if again:
+                drop_files(path, again)
         except ValueError as error:
             path.replace(path.with_name(f"{path.name}.damaged"))
             _log.warning("%s; it is set aside as %s.damaged", error, path.name)
             continue
-        again = {entry.path for entry in entries if entry.path in wanted and not entry.is_current}
-        again |= {entry.path for entry in entries if entry.path in known}
-        if again:
-            drop_files(path, again)
         known.update({entry.path: entry for entry in entries if entry.path not in again})
     return known
 

@@ -93,7 +93,8 @@ class Entry:
 def file_state(path: str) -> FileState:
     """Bytes and time of change (ns) of a file, or of a folder's pictures together; zeros where there is nothing."""
     try:
-        files = pictures_in(Path(path)) if os.path.isdir(path) else [path]
+        # A folder itself changes when a picture in it gets another name.
+        files = [*pictures_in(Path(path)), path] if os.path.isdir(path) else [path]
         states = [os.stat(file) for file in files]
     except OSError:
         return 0, 0
@@ -179,25 +180,33 @@ def new_part(folder: Path, name: str, table: Table, vertex_count: int | None = N
 
 
 def read_part(path: str | os.PathLike[str]) -> tuple[Rows, list[Entry]]:
-    """The rows of a part, and the entries of its files."""
+    """The rows of a part, and the entries of its files. Raises ValueError for a file that is no whole part."""
     path = Path(path)
-    if path.suffix == ".npz":
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            rows = {name: archive[name] for name in archive.files if name != _ENTRIES}
-        return rows, read_entries(path)
-    return read_parquet(path, {**COLUMNS, "vertices": (np.float32, (-1, 3))}), read_entries(path)
+    entries = read_entries(path)
+    with _whole(path):
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files if name != _ENTRIES}, entries
+        return read_parquet(path, {**COLUMNS, "vertices": (np.float32, (-1, 3))}), entries
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
     """The entries of a part alone, which is quick. Raises ValueError for a file that is no whole part."""
     path = Path(path)
-    try:
+    with _whole(path):
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 text = str(archive[_ENTRIES])
         else:
             text = read_description(path)[_ENTRIES]
         return [Entry(**entry) for entry in json.loads(text)]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raise ValueError where reading `path` shows that it is no whole part."""
+    try:
+        yield
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole part of a job: without it its files are read again ({error})") from error
 
