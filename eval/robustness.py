@@ -13,10 +13,12 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from handmesh import HandMeshEstimator
 from handmesh.atomic import written_whole
+from handmesh.datasets.freihand_files import FreiHandSplit
 from handmesh.evaluation.report import network_facts, write_result
 from handmesh.evaluation.robustness import (
     CLEAN,
@@ -63,7 +65,8 @@ def main() -> None:
     graph = load_graph(args.weights, "hand", threads=args.threads)
     size = int(graph.number("input_size"))
     hands = TestHands(args.data, size, spread_rows(args.data, args.hands))
-    reference = None if args.no_reference else read_reference(args.reference, len(hands.rows))
+    centre = centre_mm(hands)
+    reference = None if args.no_reference else read_reference(args.reference, len(hands.rows), centre)
     folder = args.crops / f"{args.data.resolve().name}_{size}px"
     with tqdm(total=len(hands.rows), desc="corrupted hands") as bar:
         make_crops(hands, folder, workers=args.workers, progress=lambda done, _: bar.update(done - bar.n))
@@ -72,6 +75,7 @@ def main() -> None:
         "sha256": network_facts(graph)["weights_sha256"],
         "crop_px": size,
         "hands": len(hands.rows),
+        "centre_mm": centre,
         "errors": measure_conditions(graph, hands, folder),
     }
     if reference is not None:
@@ -88,8 +92,15 @@ def main() -> None:
     print(text)
 
 
-def read_reference(path: Path, hands: int) -> dict:
-    """The result of a reference network on as many hands, or an end of the program that says what is wrong."""
+def centre_mm(hands: TestHands) -> list[float]:
+    """Where the hands' joints stand in the camera on average, x, y and z: other hands have another one."""
+    joints = FreiHandSplit.open(hands.root, "evaluation").joints
+    assert joints is not None  # TestHands are labelled
+    return (1e3 * joints[list(hands.rows)].mean((0, 1))).round(2).tolist()
+
+
+def read_reference(path: Path, hands: int, centre_mm: list[float]) -> dict:
+    """The result of a reference network on the same hands, or an end of the program that says what is wrong."""
     if not path.is_file():
         raise SystemExit(f"error: there is no result {path} to compare with; --no-reference does without")
     stored = json.loads(path.read_text())
@@ -97,6 +108,11 @@ def read_reference(path: Path, hands: int) -> dict:
         raise SystemExit(
             f"error: {path} has {stored['hands']} hands, this run {hands}: give --hands {stored['hands']}, another "
             "--reference, or --no-reference"
+        )
+    if not np.allclose(stored["centre_mm"], centre_mm, atol=0.05):
+        raise SystemExit(
+            f"error: {path} is of other hands: measure the reference on this one with --no-reference and give it as "
+            "--reference, or leave it out with --no-reference"
         )
     return stored
 

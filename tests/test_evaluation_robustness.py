@@ -1,6 +1,7 @@
 """Corruptions are repeatable and grow with severity; scores follow ImageNet-C's formula."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,12 @@ def test_a_reference_that_does_not_fit_is_named_before_anything_is_measured(tmp_
     spec = importlib.util.spec_from_file_location("eval_robustness", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert set(module.read_reference(module.REFERENCE, 100)) >= {"weights", "sha256", "errors"}
-    for path, hands, message in ((tmp_path / "none.json", 100, "no result"), (module.REFERENCE, 7, "give --hands 100")):
+    centre = json.loads(module.REFERENCE.read_text())["centre_mm"]
+    assert set(module.read_reference(module.REFERENCE, 100, centre)) >= {"weights", "sha256", "errors"}
+    for path, hands, place, message in (
+        (tmp_path / "none.json", 100, centre, "no result"),
+        (module.REFERENCE, 7, centre, "give --hands 100"),
+        (module.REFERENCE, 100, [0.0, 0.0, 700.0], "other hands"),
+    ):
         with pytest.raises(SystemExit, match=message):
-            module.read_reference(path, hands)
+            module.read_reference(path, hands, place)
