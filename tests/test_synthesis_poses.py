@@ -1,7 +1,5 @@
 """Anatomy, gestures and pose sampling: limits hold, fingers do not cut through each other, contacts touch."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from handmesh.model.hand_model import HandModel
 from handmesh.synthesis.anatomy import ABDUCT, FIRST_JOINT, FLEX, HandAnatomy
 from handmesh.synthesis.gestures import FINGER_SHAPES, GESTURES, Gesture
 from handmesh.synthesis.pose_bank import load_pose_bank
-from handmesh.synthesis.pose_fitting import fit_poses, read_photo_labels, spread_out
+from handmesh.synthesis.pose_fitting import fit_poses, spread_out
 from handmesh.synthesis.poses import (
     MAX_PENETRATION_M,
     SphereModel,
@@ -184,18 +182,3 @@ def test_misspelt_gestures_are_refused(anatomy):
         Gesture("bad", 1.0, "oooo", 0.0, "nowhere")
     with pytest.raises(ValueError, match="no gesture"):
         sample_poses(anatomy, 1, np.random.default_rng(0), names=("wave",))
-
-
-def test_photo_labels_are_right_hands_of_small_spread(tmp_path):
-    points = np.arange(63.0).reshape(21, 3) / 1000
-
-    def label(side, spread):
-        return {"side": side, "spread": spread, "kp2d": points[:, :2].tolist(), "kp3d": points.tolist()}
-
-    file = tmp_path / "labels.json"
-    file.write_text(json.dumps({"a.jpg": {"hands": [label("left", 0.01), label("right", 0.1), label("right", 0.02)]}}))
-    mirrored = points * (-1, 1, 1)
-    np.testing.assert_array_equal(read_photo_labels(tmp_path), [mirrored, points])
-    file.write_text(json.dumps({"a.jpg": {"hands": [label("right", 0.1)]}}))
-    with pytest.raises(ValueError, match="leave the folder out"):
-        read_photo_labels(tmp_path)

@@ -8,6 +8,7 @@ rebuilds the shipped bank from the recordings named in :data:`SOURCES`.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handmesh.datasets.photos import read_labels
 from handmesh.model.rotations import rotmat_to_rotvec, rotmat_to_sixd, sixd_to_rotmat
 from handmesh.synthesis.anatomy import HandAnatomy
 from handmesh.synthesis.poses import SphereModel, angle_limits
@@ -142,15 +142,15 @@ def read_leap(path: Path, every: int = 3) -> Array:
     return joints
 
 
-def read_photo_labels(folder: Path, max_spread: float = 0.03) -> Array:
-    """(N, 21, 3) m right-hand keypoints of the trustworthy hands of a photo set.
-
-    Raises what `read_labels` raises, and ValueError for a set without such a hand.
-    """
-    hands = [hand for _, hands in read_labels(folder) for hand in hands if hand["spread"] < max_spread]
-    if not hands:
-        raise ValueError(f"no hand of {folder} has a spread below {max_spread}: leave the folder out")
-    return np.array([np.array(hand["kp3d"]) * (-1 if hand["side"] == "left" else 1, 1, 1) for hand in hands])
+def read_photo_labels(path: Path, max_spread: float = 0.03) -> Array:
+    """(N, 21, 3) m right-hand keypoints of the trustworthy hands in a photo set's labels.json."""
+    out = []
+    for record in json.loads(path.read_text()).values():
+        for hand in record["hands"]:
+            if hand["spread"] < max_spread:
+                points = np.array(hand["kp3d"], np.float64)
+                out.append(points * [-1, 1, 1] if hand["side"] == "left" else points)
+    return np.array(out)
 
 
 def build_bank(leap: Path, photos: Sequence[Path], output: Path, count: int = 3000) -> dict[str, dict[str, float]]:
@@ -159,7 +159,7 @@ def build_bank(leap: Path, photos: Sequence[Path], output: Path, count: int = 30
 
     anatomy = HandAnatomy.from_arrays(load_hand_model())
     kept, report = [], {}
-    for name, points in (("leap_playback", read_leap(leap)), *((p.name, read_photo_labels(p)) for p in photos)):
+    for name, points in (("leap_playback", read_leap(leap)), *((p.parent.name, read_photo_labels(p)) for p in photos)):
         fit = fit_poses(anatomy, points)
         good = fit.error_deg < MAX_ERROR_DEG
         report[name] = {
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: rebuild the pose bank."""
     parser = argparse.ArgumentParser(description="Fit recorded hands and write the pose bank.")
     parser.add_argument("--leap", type=Path, required=True, help="leap_playback.npz")
-    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of labelled hand photos")
+    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="labels.json of photo sets")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=int, default=3000)
     options = parser.parse_args(arguments)
