@@ -149,6 +149,7 @@ def test_only_kernels_decay(tmp_path):
 
 def test_ctrl_c_saves_before_it_ends_the_run(tmp_path, monkeypatch):
     write_freihand(tmp_path / "data", 4)
+    before = signal.getsignal(signal.SIGINT)
     made = Trainer._train_step
 
     def interrupted(self, batch):
@@ -163,7 +164,7 @@ def test_ctrl_c_saves_before_it_ends_the_run(tmp_path, monkeypatch):
         main(options)
     stored = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert stored["step"] == 1
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_named(tmp_path):
