@@ -99,7 +99,7 @@ def centre_mm(hands: TestHands) -> list[float]:
     return (1e3 * joints[list(hands.rows)].mean((0, 1))).round(2).tolist()
 
 
-def read_reference(path: Path, hands: int, centre_mm: list[float]) -> dict:
+def read_reference(path: Path, hands: int, centre: list[float]) -> dict:
     """The result of a reference network on the same hands, or an end of the program that says what is wrong."""
     if not path.is_file():
         raise SystemExit(f"error: there is no result {path} to compare with; --no-reference does without")
@@ -109,9 +109,9 @@ def read_reference(path: Path, hands: int, centre_mm: list[float]) -> dict:
             f"error: {path} has {stored['hands']} hands, this run {hands}: give --hands {stored['hands']}, another "
             "--reference, or --no-reference"
         )
-    if not np.allclose(stored["centre_mm"], centre_mm, atol=0.05):
+    if not np.allclose(stored["centre_mm"], centre, atol=0.05):
         raise SystemExit(
-            f"error: {path} is of other hands: measure the reference on this one with --no-reference and give it as "
+            f"error: {path} is of other hands: measure the reference on these with --no-reference and give it as "
             "--reference, or leave it out with --no-reference"
         )
     return stored

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from handmesh.atomic import check_writable
+from handmesh.atomic import check_writable, names_file
 from handmesh.clip import Clip
 from handmesh.clip_export import check_clip_suffix, export_clip
 from handmesh.export import WRITERS, export_hands
@@ -107,7 +107,7 @@ def annotate_video(
     if save_suffix not in WRITERS:
         raise ValueError(f"cannot save meshes as {save_suffix!r}: it must be one of {', '.join(WRITERS)}")
     clip = None
-    if save is not None and save.suffix and not save.is_dir():
+    if save is not None and names_file(save):
         check_clip_suffix(save)
         check_writable(save)
         clip = Clip(source.fps)

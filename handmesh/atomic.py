@@ -28,6 +28,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def names_file(path: Path) -> bool:
+    """Whether a path where something is to be written names a file: what has no suffix, or is a folder, is a folder."""
+    return bool(path.suffix) and not path.is_dir()
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OSError unless a file can be written to `path`, before the work that it is to keep; makes folders."""
     _beside(Path(path).resolve()).unlink()

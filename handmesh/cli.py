@@ -16,7 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handmesh.atomic import check_writable
+from handmesh.atomic import check_writable, names_file
 from handmesh.mistakes import in_one_line, is_ours, stop_asked
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def _video(options: argparse.Namespace) -> int:
     _check_no_job_is_meant(options)
     _check_what_is_saved(options)
     output = options.out or OUT
-    is_file = bool(output.suffix) and not output.is_dir()
+    is_file = names_file(output)
     if is_file and output.suffix.lower() == ".mp4" and len(videos) > 1:
         raise ValueError(f"--out must be a folder for {len(videos)} videos, not {output}")
     tracker = _tracker(options)
@@ -403,7 +403,7 @@ def _video(options: argparse.Namespace) -> int:
     for video, stem in zip(videos, _stems(videos), strict=True):
         save = options.save
         if save is not None:
-            save = save.with_name(f"{stem}_{save.name}") if save.suffix and not save.is_dir() else save / stem
+            save = save.with_name(f"{stem}_{save.name}") if names_file(save) else save / stem
         try:
             drawn = output / f"{stem}_hands.mp4"
             _check_stays(drawn, inputs)

@@ -37,14 +37,14 @@ def find_videos(specs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _matches(
-    spec: str | os.PathLike[str], files_in: Callable[[Path], list[Path]], suffixes: tuple[str, ...]
+    spec: str | os.PathLike[str], in_folder: Callable[[Path], list[Path]], suffixes: tuple[str, ...]
 ) -> list[Path]:
     path = Path(spec)
     if "://" in str(spec):
         raise ValueError(f"{spec} is an address: `handmesh webcam --source` plays streams; this reads files")
     if path.is_dir():
         _tell_what_lies_below(path, suffixes)
-        return files_in(path)
+        return in_folder(path)
     if path.exists() or not glob.has_magic(str(spec)):
         return [path]
     found = [match for match in map(Path, glob.glob(str(spec), recursive=True)) if match.is_file()]
